@@ -1,0 +1,49 @@
+"""The package's own errors: every mistake a user can make has one of these types.
+
+A command prints the message of such an error without a traceback and exits with its ``exit_code``;
+anything else is a fault of the program and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class DynamicDPOError(Exception):
+    """Base of all errors raised on purpose; says what was given, what was expected and what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(DynamicDPOError, ValueError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+    exit_code = 2
+
+
+class DataError(DynamicDPOError, ValueError):
+    """A data file or its rows cannot be used as preference pairs or conversations."""
+
+    exit_code = 2
+
+
+class ModelError(DynamicDPOError, ValueError):
+    """A model or tokenizer cannot be found, loaded or used together with another."""
+
+    exit_code = 2
+
+
+class CheckpointError(DynamicDPOError):
+    """A checkpoint, saved model or store entry is missing, incomplete or does not fit the run."""
+
+    exit_code = 2
+
+
+class NonFiniteError(DynamicDPOError):
+    """Too many margins, losses or log-probabilities were NaN or infinite for the run to go on."""
+
+    exit_code = 1
+
+
+class JudgeError(DynamicDPOError):
+    """A judge could not be reached or did not give a usable verdict."""
+
+    exit_code = 1
