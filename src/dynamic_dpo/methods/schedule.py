@@ -1,0 +1,117 @@
+"""The control arm ``schedule``: beta grows by a fixed rate, blind to the margins.
+
+Set to the drift that a risk controller shows on noise, it separates what the controller's sensing gains from
+what its drift alone would have done.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from dynamic_dpo.errors import ConfigError
+from dynamic_dpo.loss.risk import check_beta_bounds, clip_beta
+from dynamic_dpo.methods.base import (
+    Control,
+    PairForward,
+    PreferenceMethod,
+    Scope,
+    State,
+    check_state,
+    finite_margins,
+)
+from dynamic_dpo.methods.dpo import logistic_losses
+from dynamic_dpo.methods.drift import null_drift
+from dynamic_dpo.methods.risk import RiskConfig
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Settings of the schedule ``beta_t = clip(beta_0 exp(c t))``, t counting updates after the warm-up.
+
+    Attributes:
+        beta_0: Beta at the start, > 0.
+        drift_per_1000: Change of ln beta per 1,000 controller updates, 1,000 c.
+        beta_min: Lower bound of beta.
+        beta_max: Upper bound of beta.
+        warmup_steps: Updates during which beta stays at beta_0.
+        scope: What a controller batch is, as in `RiskConfig`.
+    """
+
+    beta_0: float = 0.1
+    drift_per_1000: float = 0.0
+    beta_min: float = 0.0
+    beta_max: float = 2.0
+    warmup_steps: int = 120
+    scope: Scope = "micro"
+
+    def __post_init__(self) -> None:
+        check_beta_bounds(self.beta_0, self.beta_min, self.beta_max)
+        if not math.isfinite(self.drift_per_1000):
+            raise ConfigError(f"drift_per_1000 must be a finite number, got {self.drift_per_1000}")
+        if self.warmup_steps < 0:
+            raise ConfigError(f"warmup_steps must be at least 0, got {self.warmup_steps}")
+
+    @classmethod
+    def matched_to(cls, risk: RiskConfig, pairs_per_update: int) -> ScheduleConfig:
+        """Return the schedule whose drift is what ``risk`` shows on noise with batches of that size."""
+        return cls(
+            beta_0=risk.beta_0,
+            drift_per_1000=null_drift(risk, pairs_per_update).per_1000,
+            beta_min=risk.beta_min,
+            beta_max=risk.beta_max,
+            warmup_steps=risk.warmup_steps,
+            scope=risk.scope,
+        )
+
+
+class Schedule(PreferenceMethod):
+    """DPO whose beta follows a clock."""
+
+    name = "schedule"
+
+    def __init__(self, config: ScheduleConfig | None = None, *, label_smoothing: float = 0.0) -> None:
+        self.config = config or ScheduleConfig()
+        self.scope = self.config.scope
+        self.label_smoothing = label_smoothing
+        self.updates = 0
+
+    @property
+    def beta(self) -> float:
+        """Beta after the updates so far."""
+        config = self.config
+        elapsed = max(0, self.updates - config.warmup_steps)
+        # Beyond 700 exp would overflow; every such beta is at its bound.
+        growth = min(config.drift_per_1000 / 1000.0 * elapsed, 700.0)
+        return clip_beta(config.beta_0 * math.exp(growth), config.beta_min, config.beta_max)
+
+    def losses(self, forward: PairForward, control: Control) -> Tensor:
+        """Return the weighted logistic loss of each pair. Shape [B]."""
+        return control.weight * logistic_losses(forward.margins, control.beta, self.label_smoothing)
+
+    def observe(self, evidence: Tensor) -> dict[str, float]:
+        """Count one update; what the margins are changes nothing."""
+        if finite_margins(evidence).numel():
+            self.updates += 1
+        return {"risk/beta": self.beta, "risk/warmup": float(self.updates <= self.config.warmup_steps)}
+
+    def state_dict(self) -> State:
+        """Return the update count."""
+        return {"method": self.name, "version": 1, "updates": self.updates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        check_state(state, {"method": self.name, "version": 1})
+        self.updates = int(state["updates"])
+
+    def summary(self) -> dict[str, Any]:
+        """Return name, scope and the drift."""
+        return {"name": self.name, "scope": self.scope, "drift_per_1000": self.config.drift_per_1000}
+
+    def start_notes(self, updates: int) -> list[str]:
+        """Say what the clock is set to."""
+        return [f"schedule: ln beta moves by {self.config.drift_per_1000:+.3f} per 1,000 updates after warm-up"]
