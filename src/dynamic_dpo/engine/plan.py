@@ -1,0 +1,54 @@
+"""How the pairs of a step are cut into micro-batches: by a budget of padded tokens, longest rows together.
+
+The cut is memory, not mathematics: losses, gradients and controller state do not depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dynamic_dpo.errors import ConfigError
+
+
+def plan_microbatches(
+    lengths: Sequence[int], tokens_per_microbatch: int, *, rows_per_pair: int = 1, at_least: int = 1
+) -> list[list[int]]:
+    """Cut pairs into micro-batches of at most ``tokens_per_microbatch`` padded tokens.
+
+    Pairs are sorted by length, longest first, so that a step that cannot fit fails at once and rows of one
+    micro-batch need little padding. A pair longer than the budget is a micro-batch of its own.
+
+    Args:
+        lengths: Tokens of each pair's longest row.
+        tokens_per_microbatch: Budget of padded tokens, at least 1.
+        rows_per_pair: Rows that a pair takes in the layout, 1 or 2.
+        at_least: Micro-batches to make at least, where ranks must agree on a number; at most one a pair.
+
+    Returns:
+        Micro-batches as lists of indices into ``lengths``; every index stands in exactly one.
+
+    Raises:
+        ConfigError: If the budget is below 1.
+
+    Example:
+        >>> plan_microbatches([3, 9, 4, 8], tokens_per_microbatch=18)
+        [[1, 3], [2, 0]]
+        >>> plan_microbatches([3, 9, 4, 8], tokens_per_microbatch=18, at_least=3)
+        [[1], [3], [2, 0]]
+    """
+    if tokens_per_microbatch < 1:
+        raise ConfigError(f"tokens_per_microbatch must be at least 1, got {tokens_per_microbatch}")
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    plan: list[list[int]] = []
+    for index in order:
+        # Longest first: the first pair of a micro-batch sets its width.
+        fits = plan and lengths[plan[-1][0]] * rows_per_pair * (len(plan[-1]) + 1) <= tokens_per_microbatch
+        if fits:
+            plan[-1].append(index)
+        else:
+            plan.append([index])
+    while len(plan) < min(at_least, len(lengths)):
+        largest = max(range(len(plan)), key=lambda i: len(plan[i]))
+        half = (len(plan[largest]) + 1) // 2
+        plan[largest : largest + 1] = [plan[largest][:half], plan[largest][half:]]
+    return plan

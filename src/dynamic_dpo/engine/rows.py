@@ -1,0 +1,206 @@
+"""How preference pairs are laid out as rows of tokens: shared-prefix rows, and plain rows as the oracle.
+
+A shared row is ``[prompt | chosen | rejected]``: the prompt is computed once, rejected does not see chosen, and
+its positions restart after the prompt. A plain row holds one completion behind its own copy of the prompt.
+Either way a row set says which hidden states predict which completion tokens. Models are not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PROMPT, CHOSEN, REJECTED, PADDING = 0, 1, 2, 3
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Token ids of preference pairs, ragged, with what is known of the reference.
+
+    Attributes:
+        prompts: Prompt ids of each pair, never empty.
+        chosen: Chosen completion ids of each pair, never empty.
+        rejected: Rejected completion ids of each pair, never empty.
+        rows: Index of each pair in its data set, to name it in messages.
+        ref_chosen_logps: Stored reference log-probabilities, shape [B], or ``None``.
+        ref_rejected_logps: The same of the rejected completions.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    chosen: Sequence[Sequence[int]]
+    rejected: Sequence[Sequence[int]]
+    rows: Sequence[int]
+    ref_chosen_logps: Tensor | None = None
+    ref_rejected_logps: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def select(self, index: Sequence[int]) -> PairBatch:
+        """Return the pairs at ``index``, in that order."""
+        positions = list(index)
+
+        def pick(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[torch.tensor(positions, dtype=torch.long)]
+
+        return PairBatch(
+            [self.prompts[i] for i in positions],
+            [self.chosen[i] for i in positions],
+            [self.rejected[i] for i in positions],
+            [self.rows[i] for i in positions],
+            pick(self.ref_chosen_logps),
+            pick(self.ref_rejected_logps),
+        )
+
+    def row_lengths(self, *, shared: bool) -> list[int]:
+        """Return the length of each pair's longest row in the given layout, in tokens."""
+        if shared:
+            return [len(p) + len(c) + len(r) - 2 for p, c, r in zip(*self._ids(), strict=True)]
+        return [len(p) + max(len(c), len(r)) - 1 for p, c, r in zip(*self._ids(), strict=True)]
+
+    def _ids(self) -> tuple[Sequence[Sequence[int]], ...]:
+        return self.prompts, self.chosen, self.rejected
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Padded rows and the predictions to read from them.
+
+    Attributes:
+        input_ids: Shape [R, T]; padding holds id 0 and is never attended to.
+        position_ids: Shape [R, T].
+        segments: PROMPT, CHOSEN, REJECTED or PADDING of each position. Shape [R, T], int8.
+        predictors: Flat positions in [0, R·T) whose hidden state predicts a completion token. Shape [N].
+        targets: The token each of them predicts. Shape [N].
+        owners: The sequence each prediction counts to: pair ``i`` is sequence ``2 i`` (chosen) and
+            ``2 i + 1`` (rejected). Shape [N].
+        num_pairs: Pairs in the rows.
+        shared: Whether chosen and rejected share a row, so that attention needs the segments.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    segments: Tensor
+    predictors: Tensor
+    targets: Tensor
+    owners: Tensor
+    num_pairs: int
+    shared: bool
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions that will be computed, padding included."""
+        return self.input_ids.numel()
+
+    def to(self, device: torch.device | str) -> Rows:
+        """Return the rows with every tensor on ``device``."""
+        return Rows(
+            *(
+                tensor.to(device, non_blocking=True)
+                for tensor in (
+                    self.input_ids,
+                    self.position_ids,
+                    self.segments,
+                    self.predictors,
+                    self.targets,
+                    self.owners,
+                )
+            ),
+            num_pairs=self.num_pairs,
+            shared=self.shared,
+        )
+
+    def padding_mask(self) -> Tensor:
+        """Return 1 where a token stands and 0 on padding. Shape [R, T], int64."""
+        return (self.segments != PADDING).long()
+
+    def allowed_attention(self) -> Tensor:
+        """Return which position may attend to which: causal, the prompt or one's own segment.
+
+        Padding attends to padding, so that no row of the softmax is empty. Shape [R, 1, T, T], bool.
+        """
+        queries, keys = self.segments[:, :, None], self.segments[:, None, :]
+        length = self.segments.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.segments.device).tril()
+        return (((keys == queries) | (keys == PROMPT)) & causal)[:, None]
+
+
+def shared_rows(pairs: PairBatch) -> Rows:
+    """Lay each pair as one row ``[prompt | chosen | rejected]``, right-padded.
+
+    The last token of each completion is left out of the row: nothing is predicted from it. The first token of
+    both completions is predicted from the last prompt token.
+
+    Example:
+        >>> rows = shared_rows(PairBatch([[5, 6]], [[7, 8]], [[9, 10, 11]], [0]))
+        >>> rows.input_ids.tolist(), rows.position_ids.tolist()
+        ([[5, 6, 7, 9, 10]], [[0, 1, 2, 2, 3]])
+        >>> rows.predictors.tolist(), rows.targets.tolist()
+        ([1, 2, 1, 3, 4], [7, 8, 9, 10, 11])
+    """
+    layouts = []
+    for prompt, chosen, rejected in zip(pairs.prompts, pairs.chosen, pairs.rejected, strict=True):
+        p, c, r = len(prompt), len(chosen), len(rejected)
+        ids = [*prompt, *chosen[:-1], *rejected[:-1]]
+        positions = [*range(p + c - 1), *range(p, p + r - 1)]
+        segments = [PROMPT] * p + [CHOSEN] * (c - 1) + [REJECTED] * (r - 1)
+        # Chosen is predicted from the last prompt token on; rejected from there too, then from its own part.
+        predictors = [*range(p - 1, p + c - 1), p - 1, *range(p + c - 1, p + c + r - 2)]
+        layouts.append((ids, positions, segments, predictors))
+    targets = [[*c, *r] for c, r in zip(pairs.chosen, pairs.rejected, strict=True)]
+    sides = [[0] * len(c) + [1] * len(r) for c, r in zip(pairs.chosen, pairs.rejected, strict=True)]
+    owners = [[2 * i + side for side in row] for i, row in enumerate(sides)]
+    return _pad(layouts, targets, owners, num_pairs=len(pairs), shared=True)
+
+
+def plain_rows(pairs: PairBatch) -> Rows:
+    """Lay each completion as a row of its own behind the prompt, right-padded: chosen, rejected, chosen, …
+
+    Example:
+        >>> rows = plain_rows(PairBatch([[5, 6]], [[7, 8]], [[9]], [0]))
+        >>> rows.input_ids.tolist(), rows.predictors.tolist(), rows.targets.tolist()
+        ([[5, 6, 7], [5, 6, 0]], [1, 2, 4], [7, 8, 9])
+    """
+    layouts, targets, owners = [], [], []
+    for i, (prompt, *completions) in enumerate(zip(pairs.prompts, pairs.chosen, pairs.rejected, strict=True)):
+        for side, completion in enumerate(completions):
+            length = len(prompt) + len(completion) - 1
+            ids = [*prompt, *completion[:-1]]
+            layouts.append((ids, [*range(length)], [PROMPT] * length, [*range(len(prompt) - 1, length)]))
+            targets.append([*completion])
+            owners.append([2 * i + side] * len(completion))
+    return _pad(layouts, targets, owners, num_pairs=len(pairs), shared=False)
+
+
+def _pad(
+    layouts: Sequence[tuple[list[int], list[int], list[int], list[int]]],
+    targets: Sequence[list[int]],
+    owners: Sequence[list[int]],
+    *,
+    num_pairs: int,
+    shared: bool,
+) -> Rows:
+    width = max(len(ids) for ids, *_ in layouts)
+    shape = (len(layouts), width)
+    input_ids, position_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    segments = np.full(shape, PADDING, np.int8)
+    predictors = []
+    for row, (ids, positions, parts, predicting) in enumerate(layouts):
+        input_ids[row, : len(ids)] = ids
+        position_ids[row, : len(ids)] = positions
+        segments[row, : len(ids)] = parts
+        predictors.append(np.asarray(predicting, np.int64) + row * width)
+    return Rows(
+        torch.from_numpy(input_ids),
+        torch.from_numpy(position_ids),
+        torch.from_numpy(segments),
+        torch.from_numpy(np.concatenate(predictors)),
+        torch.from_numpy(np.concatenate([np.asarray(t, np.int64) for t in targets])),
+        torch.from_numpy(np.concatenate([np.asarray(o, np.int64) for o in owners])),
+        num_pairs=num_pairs,
+        shared=shared,
+    )
