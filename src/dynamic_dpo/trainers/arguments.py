@@ -1,0 +1,110 @@
+"""What the trainer makes of training arguments: the user's step, the data settings, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+from dynamic_dpo.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """The pairs of one optimizer step on one rank: ``device_batch`` × ``accumulation``."""
+
+    device_batch: int
+    accumulation: int
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of a full step on one rank."""
+        return self.device_batch * self.accumulation
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """How pairs are cut to length, as in `dynamic_dpo.data.tokenize.tokenize_pairs`."""
+
+    max_length: int | None = 512
+    max_prompt_length: int | None = None
+    max_completion_length: int | None = None
+    truncation_mode: str = "keep_start"
+
+
+def default_arguments() -> Any:
+    """Return training arguments that run on this machine, into ``./dpo_output``."""
+    import torch
+    from transformers import TrainingArguments
+
+    cuda = torch.cuda.is_available()
+    return TrainingArguments(output_dir="dpo_output", use_cpu=not cuda, bf16=cuda, report_to="none")
+
+
+def whole_step_arguments(args: Any) -> tuple[Any, StepShape]:
+    """Return a copy of ``args`` whose data loader yields whole steps, and the step the user asked for.
+
+    Cutting a step into micro-batches is the engine's business, so accumulation moves into `training_step`.
+
+    Raises:
+        ConfigError: If the arguments ask for something that this trainer does not do.
+    """
+    _refuse_unsupported(args)
+    shape = StepShape(args.per_device_train_batch_size, args.gradient_accumulation_steps)
+    args = copy.copy(args)
+    args.per_device_train_batch_size = shape.pairs
+    args.gradient_accumulation_steps = 1
+    args.remove_unused_columns = False
+    # The filter replaces a NaN loss by the average of the earlier ones: wrong numbers must be seen.
+    args.logging_nan_inf_filter = False
+    return args, shape
+
+
+def pairs_per_update(scope: str, args: Any) -> int:
+    """Return the pairs of a full controller batch over all ranks.
+
+    Args:
+        scope: ``micro`` (a device batch on each rank) or ``step`` (the whole optimizer step).
+        args: The user's training arguments.
+    """
+    accumulation = args.gradient_accumulation_steps if scope == "step" else 1
+    return int(args.per_device_train_batch_size * accumulation * args.world_size)
+
+
+def truncation_of(args: Any) -> Truncation:
+    """Return the truncation a ``trl.DPOConfig`` asks for, or the default."""
+    if not hasattr(args, "truncation_mode"):
+        return Truncation()
+    return Truncation(max_length=args.max_length, truncation_mode=args.truncation_mode)
+
+
+def _refuse_unsupported(args: Any) -> None:
+    refusals = {
+        "deepspeed": (bool(args.deepspeed), "DeepSpeed is not supported; use DDP or FSDP2"),
+        "n_gpu": (
+            args.n_gpu > 1,
+            "DataParallel is not supported; start with `accelerate launch` or show the process one GPU",
+        ),
+        "auto_find_batch_size": (
+            args.auto_find_batch_size,
+            "a step's pairs are fixed; lower engine.tokens_per_microbatch to save memory",
+        ),
+    }
+    # Fields of trl.DPOConfig; plain training arguments have none of them.
+    loss_type = getattr(args, "loss_type", ["sigmoid"])
+    loss_type = [loss_type] if isinstance(loss_type, str) else list(loss_type)
+    divergence = getattr(args, "f_divergence_type", "reverse_kl")
+    divergence = getattr(divergence, "value", divergence)
+    refusals |= {
+        "loss_type": (loss_type != ["sigmoid"], "choose the loss by the method instead"),
+        "ld_alpha": (getattr(args, "ld_alpha", None) is not None, "not supported"),
+        "f_divergence_type": (divergence != "reverse_kl", "only reverse_kl is supported"),
+        "use_weighting": (bool(getattr(args, "use_weighting", False)), "choose a weighted method instead"),
+        "sync_ref_model": (
+            bool(getattr(args, "sync_ref_model", False)),
+            "the reference is fixed: its log-probabilities are computed once",
+        ),
+    }
+    for name, (refused, why) in refusals.items():
+        if refused:
+            raise ConfigError(f"training argument {name}={getattr(args, name)!r}: {why}")

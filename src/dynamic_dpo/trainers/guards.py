@@ -1,0 +1,97 @@
+"""What stops a run that has gone wrong, before its numbers are believed.
+
+Margins that are not finite, margins that are not zero before the first step, and margins that stay exactly zero
+after it. The guard sees margins and row numbers; it changes nothing itself.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from dynamic_dpo.errors import ModelError, NonFiniteError
+
+logger = logging.getLogger("dynamic_dpo")
+
+
+class MarginGuard:
+    """Watches the margins of every controller batch.
+
+    Args:
+        max_nonfinite: Margins that may be NaN or infinite in total before the run stops.
+
+    Attributes:
+        num_nonfinite: Such margins so far.
+        step_is_bad: Whether the current step has one; its gradients are then no good.
+        start_tolerance: Largest |margin| in nats that rounding explains before the first step; ``None`` where
+            policy and reference differ from the start.
+        policy_moved: Whether a step with a positive learning rate was made.
+    """
+
+    def __init__(self, *, max_nonfinite: int, start_tolerance: float | None = None) -> None:
+        self.max_nonfinite = max_nonfinite
+        self.start_tolerance = start_tolerance
+        self.num_nonfinite = 0
+        self.step_is_bad = False
+        self.policy_moved = False
+        self._warned_of_zeros = False
+
+    def begin_step(self) -> None:
+        """Forget the last step's verdict."""
+        self.step_is_bad = False
+
+    def look_at(self, margins: Tensor, rows: list[int], *, step: int) -> None:
+        """Look at one controller batch.
+
+        Args:
+            margins: All ranks' margins, on the CPU. Shape [N].
+            rows: Index of each pair in its data set.
+            step: Optimizer steps made so far.
+
+        Raises:
+            NonFiniteError: If more than ``max_nonfinite`` margins were not finite.
+            ModelError: If margins differ from 0 before the policy has moved.
+        """
+        finite = torch.isfinite(margins)
+        if not bool(finite.all()):
+            self._count_nonfinite(margins, rows, finite, step)
+        if step == 0 and self.start_tolerance is not None:
+            self._check_start(margins[finite])
+        elif self.policy_moved and not self._warned_of_zeros:
+            self._check_zeros(margins)
+
+    def _count_nonfinite(self, margins: Tensor, rows: list[int], finite: Tensor, step: int) -> None:
+        self.step_is_bad = True
+        bad = [row for row, good in zip(rows, finite.tolist(), strict=True) if not good]
+        self.num_nonfinite += len(bad)
+        message = (
+            f"step {step + 1}: {len(bad)} of {len(rows)} margins are NaN or infinite, rows {bad[:16]}; the step is "
+            f"left out and they do not reach the controller ({self.num_nonfinite} so far)"
+        )
+        logger.warning(message)
+        if self.num_nonfinite > self.max_nonfinite:
+            raise NonFiniteError(
+                f"{message}. More than method.max_nonfinite = {self.max_nonfinite}: the run stops. Lower the "
+                "learning rate, look at the rows named, or check the model's weights"
+            )
+
+    def _check_start(self, margins: Tensor) -> None:
+        worst = float(margins.abs().max()) if margins.numel() else 0.0
+        if self.start_tolerance is not None and worst > self.start_tolerance:
+            raise ModelError(
+                f"before the first step a margin is {worst:.3g} nats, where identical policy and reference allow "
+                f"{self.start_tolerance:g}: they differ in weights, dtype, dropout or adapter. If the stored "
+                "reference log-probabilities are stale, remove the folder engine.reference_dir points to"
+            )
+
+    def _check_zeros(self, margins: Tensor) -> None:
+        share = float((margins == 0).float().mean())
+        if share > 0.5:
+            self._warned_of_zeros = True
+            logger.warning(
+                "%.0f %% of the margins are exactly 0 although the policy has moved: completions may be masked "
+                "away or nothing is being trained; look at the debug samples",
+                100 * share,
+            )

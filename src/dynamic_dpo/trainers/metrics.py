@@ -1,0 +1,91 @@
+"""Metrics of training and evaluation under their customary names, kept on the device until they are logged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynamic_dpo.methods.base import Control, PairForward
+
+PAIR_METRICS = (
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+    "margins/mean",
+)
+
+
+def pair_metrics(forward: PairForward, control: Control) -> Tensor:
+    """Return each pair's share in the metrics named by `PAIR_METRICS`, detached. Shape [B, 7]."""
+    beta = control.beta
+    chosen_logratio = (forward.policy_chosen_logps - forward.ref_chosen_logps).detach()
+    rejected_logratio = (forward.policy_rejected_logps - forward.ref_rejected_logps).detach()
+    margins = forward.margins.detach()
+    return torch.stack(
+        [
+            beta * chosen_logratio,
+            beta * rejected_logratio,
+            (margins > 0).to(margins.dtype),
+            beta * margins,
+            forward.policy_chosen_logps.detach(),
+            forward.policy_rejected_logps.detach(),
+            margins,
+        ],
+        dim=1,
+    )
+
+
+class MetricSums:
+    """Adds up pair metrics between two log entries; one reduction over ranks when they are read."""
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None
+        self._margins: list[Tensor] = []
+        self._latest: dict[str, float] = {}
+
+    def add_pairs(self, values: Tensor) -> None:
+        """Add pair metrics of shape [B, 7]; no synchronisation with the device."""
+        counted = torch.cat([values.sum(0), values.new_full((1,), len(values))]).double()
+        self._sums = counted if self._sums is None else self._sums + counted
+
+    def add_update(self, margins: Tensor, reading: dict[str, float]) -> None:
+        """Add one controller update: all ranks' margins (CPU, shape [N]) and the method's reading."""
+        self._margins.append(margins)
+        self._latest = reading
+
+    def drain(self, accelerator: Any) -> dict[str, float]:
+        """Return the means since the last call, over all ranks, and start anew. Collective over ranks."""
+        metrics: dict[str, float] = {}
+        if self._sums is not None:
+            *totals, count = accelerator.reduce(self._sums.float(), reduction="sum").tolist()
+            metrics = {name: total / count for name, total in zip(PAIR_METRICS, totals, strict=True)}
+        if self._margins:
+            margins = torch.cat(self._margins)
+            finite = margins[torch.isfinite(margins)]
+            if finite.numel():
+                low, median, high = torch.quantile(finite[-(2**24) :], torch.tensor([0.1, 0.5, 0.9])).tolist()
+                metrics |= {"margins/p10": low, "margins/median": median, "margins/p90": high}
+                metrics["margins/std"] = float(finite.std(correction=0))
+        metrics |= self._latest
+        self._sums, self._margins, self._latest = None, [], {}
+        return metrics
+
+
+def gather_ragged(accelerator: Any, values: Tensor) -> Tensor:
+    """Concatenate the ranks' values along the first dimension, in order of rank; lengths may differ.
+
+    On one rank it is the identity. Collective over ranks.
+    """
+    if accelerator.num_processes == 1:
+        return values
+    size = torch.tensor([len(values)], device=values.device)
+    sizes = accelerator.gather(size).tolist()
+    padding = values.new_zeros((max(sizes) - len(values), *values.shape[1:]))
+    gathered = accelerator.gather(torch.cat([values, padding]))
+    parts = gathered.split(max(sizes))
+    return torch.cat([part[:count] for part, count in zip(parts, sizes, strict=True)])

@@ -1,0 +1,229 @@
+"""The policy and its reference: how they are loaded, adapted, scored and, for the reference, let go again.
+
+The reference is the model given as such, or the policy as it was before the first step; with a fresh adapter that
+is the policy with the adapter off. What the log-probabilities are used for is not known here.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+
+from dynamic_dpo.engine.capability import inference
+from dynamic_dpo.engine.config import EngineConfig
+from dynamic_dpo.engine.reference import ReferenceStore, default_reference_dir
+from dynamic_dpo.engine.rows import PairBatch
+from dynamic_dpo.engine.score import PairLogps, causal_lm
+from dynamic_dpo.engine.scorer import PairScorer
+from dynamic_dpo.errors import ModelError
+from dynamic_dpo.methods.base import PairForward
+from dynamic_dpo.trainers.reference_pass import ReferencePass, collate_pairs
+from dynamic_dpo.utils.models import (
+    file_fingerprint,
+    load_model,
+    load_tokenizer,
+    resolve_model,
+    weights_fingerprint,
+)
+
+logger = logging.getLogger("dynamic_dpo")
+
+
+class PolicyAndReference:
+    """Holds both models and turns pairs into what a method sees.
+
+    Args:
+        model: The policy or its name.
+        ref_model: The reference, its name, or ``None`` for the policy before the first step.
+        tokenizer: The tokenizer, or ``None`` for the model's own.
+        peft_config: Adapter configuration, or ``None`` for full fine-tuning.
+        disable_dropout: Whether dropout is switched off.
+        gradient_checkpointing: Whether activations will be recomputed; adapters need inputs with gradients then.
+        fingerprint: Fingerprint of the reference's weights where its files are known.
+
+    Attributes:
+        model: The policy, adapters included.
+        tokenizer: The tokenizer.
+        is_own_reference: Whether the reference is the policy's own start.
+
+    Raises:
+        ModelError: If a model or tokenizer cannot be loaded or the two models do not go together.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | str,
+        ref_model: nn.Module | str | None,
+        tokenizer: Any,
+        peft_config: Any,
+        *,
+        disable_dropout: bool,
+        gradient_checkpointing: bool,
+        fingerprint: str | None,
+    ) -> None:
+        self.owns_reference = False
+        if isinstance(model, str):
+            source = resolve_model(model)
+            model = load_model(source)
+            tokenizer = tokenizer or load_tokenizer(source)
+            if ref_model is None:
+                fingerprint = fingerprint or file_fingerprint(source)
+        if isinstance(ref_model, str):
+            source = resolve_model(ref_model)
+            fingerprint = fingerprint or file_fingerprint(source)
+            ref_model = load_model(source)
+            self.owns_reference = True
+        if ref_model is model:
+            raise ModelError("model and ref_model are the same object: leave ref_model out instead")
+        self.tokenizer = tokenizer or _tokenizer_of(model)
+        self.is_own_reference = ref_model is None
+        self.reference_model: Any = ref_model
+        # Taken before adapters rename the parameters, so that LoRA and full fine-tuning share a store.
+        self.fingerprint = fingerprint or weights_fingerprint(model if ref_model is None else ref_model)
+        self.has_fresh_adapter = peft_config is not None
+        if peft_config is not None:
+            model = _add_adapter(model, peft_config, gradient_checkpointing)
+        if disable_dropout:
+            for module in model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
+        if ref_model is not None:
+            _check_same_vocabulary(model, ref_model)
+        self.model: Any = model
+
+    def build_scorer(self, engine: EngineConfig) -> None:
+        """Find out which layout the policy can take and teach it to score rows."""
+        self.engine = engine
+        self.scorer = PairScorer(self.model, engine)
+
+    def forward(self, model: Any, pairs: PairBatch) -> PairForward:
+        """Score pairs with the policy (wrapped as ``model``) and put the reference's values beside them."""
+        logps = self.scorer.score(model, pairs)
+
+        def reference(values: torch.Tensor | None) -> torch.Tensor:
+            return torch.zeros_like(logps.chosen) if values is None else values.to(logps.chosen)
+
+        return PairForward(
+            logps.chosen,
+            logps.rejected,
+            reference(pairs.ref_chosen_logps),
+            reference(pairs.ref_rejected_logps),
+            logps.chosen_lengths,
+            logps.rejected_lengths,
+        )
+
+    def self_check(self, dataset: Any, accelerator: Any, *, num_pairs: int = 3) -> None:
+        """Score the first few pairs through the layout in use and through plain logits.
+
+        Raises:
+            ModelError: If they differ by more than rounding.
+        """
+        if self.scorer.layout == "plain" and not self.scorer.separate_head:
+            return  # What would be checked is the oracle itself.
+        pairs = collate_pairs(dataset.select(range(min(num_pairs, len(dataset)))).to_list())["pairs"]
+        with accelerator.autocast():
+            self.scorer.self_check(self.model, pairs)
+
+    # ---- the reference ----
+
+    def open_reference(self, accelerator: Any, *, show_progress: bool) -> ReferencePass:
+        """Return the pass that scores data sets with the reference, its store opened."""
+        return ReferencePass(
+            accelerator,
+            ReferenceStore(
+                self.engine.reference_dir or default_reference_dir(),
+                fingerprint=self.fingerprint,
+                dtype=self._arithmetic(accelerator),
+            ),
+            self._reference_scorer(accelerator),
+            lambda pairs: self.scorer.plan(pairs, budget_factor=2),
+            show_progress=show_progress,
+        )
+
+    def can_score_reference(self, *, policy_moved: bool) -> bool:
+        """Return whether the reference can still be scored."""
+        if self.is_own_reference:
+            return self.has_fresh_adapter or not policy_moved
+        return self.reference_model is not None
+
+    def _arithmetic(self, accelerator: Any) -> str:
+        model = self.reference_model if self.reference_model is not None else causal_lm(self.model)
+        autocast = {"bf16": "+bfloat16", "fp16": "+float16"}.get(accelerator.mixed_precision, "")
+        quantised = "+quantized" if getattr(model, "is_quantized", False) else ""
+        return f"{str(model.dtype).removeprefix('torch.')}{autocast}{quantised}"
+
+    def _reference_scorer(self, accelerator: Any) -> Any:
+        scorers: list[PairScorer] = []
+
+        def score(pairs: PairBatch) -> PairLogps:
+            with ExitStack() as stack:
+                model = self.reference_model
+                if model is None:
+                    model, scorer = self.model, self.scorer
+                    if self.has_fresh_adapter:
+                        stack.enter_context(model.disable_adapter())
+                else:
+                    if not scorers:
+                        model.to(accelerator.device)
+                        scorers.append(PairScorer(model, self.engine))
+                    scorer = scorers[0]
+                stack.enter_context(inference(model))
+                stack.enter_context(autocast_of(accelerator))
+                return scorer.score(model, pairs)
+
+        return score
+
+    def release_reference(self) -> None:
+        """Let a separate reference model's memory go: wholly if it was loaded here, else to the CPU."""
+        if self.reference_model is not None:
+            self.reference_model.to("cpu")
+            if self.owns_reference:
+                self.reference_model = None
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def autocast_of(accelerator: Any) -> AbstractContextManager[None]:
+    """Return the accelerator's mixed-precision context."""
+    context: AbstractContextManager[None] = accelerator.autocast()
+    return context
+
+
+def _tokenizer_of(model: Any) -> Any:
+    name = getattr(model.config, "_name_or_path", "")
+    if not name:
+        raise ModelError(
+            "no tokenizer: pass processing_class, since the model does not say where it came from"
+        )
+    return load_tokenizer(resolve_model(name))
+
+
+def _add_adapter(model: Any, peft_config: Any, gradient_checkpointing: bool) -> Any:
+    try:
+        from peft import PeftConfig, get_peft_model, prepare_model_for_kbit_training
+    except ImportError as error:
+        raise ModelError("adapters need the peft package: pip install 'dynamic-dpo[peft]'") from error
+    if not isinstance(peft_config, PeftConfig):
+        raise ModelError(f"peft_config must be a peft configuration, got {type(peft_config).__name__}")
+    if hasattr(model, "peft_config"):
+        raise ModelError("the model carries an adapter already: merge it first, or leave peft_config out")
+    if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=gradient_checkpointing)
+    model = get_peft_model(model, peft_config)
+    if gradient_checkpointing:
+        model.enable_input_require_grads()
+    return model
+
+
+def _check_same_vocabulary(model: Any, reference: Any) -> None:
+    ours = causal_lm(model).get_input_embeddings().num_embeddings
+    theirs = causal_lm(reference).get_input_embeddings().num_embeddings
+    if ours != theirs:
+        raise ModelError(
+            f"policy and reference have vocabularies of {ours} and {theirs} tokens: their log-probabilities "
+            "cannot be compared. Use a reference with the policy's tokenizer"
+        )

@@ -1,0 +1,430 @@
+"""The preference trainer: a `transformers.Trainer` that trains any `PreferenceMethod` on preference pairs.
+
+This is the only module that knows the Hugging Face trainer's hooks, and it knows no method by name. A step's
+pairs arrive together in `training_step`; the engine cuts them into micro-batches, the method gives beta and
+losses, and learns from each controller batch after its losses were formed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from dynamic_dpo.engine.config import EngineConfig
+from dynamic_dpo.engine.rows import PairBatch
+from dynamic_dpo.errors import ModelError
+from dynamic_dpo.methods.base import Control, PreferenceMethod
+from dynamic_dpo.trainers.arguments import (
+    Truncation,
+    default_arguments,
+    pairs_per_update,
+    truncation_of,
+    whole_step_arguments,
+)
+from dynamic_dpo.trainers.checkpoint import load_controller_state, save_controller_state
+from dynamic_dpo.trainers.datasets import prepare_pairs
+from dynamic_dpo.trainers.evaluation import evaluate_pairs
+from dynamic_dpo.trainers.guards import MarginGuard
+from dynamic_dpo.trainers.margin_log import MarginLogConfig
+from dynamic_dpo.trainers.metrics import MetricSums, gather_ragged, pair_metrics
+from dynamic_dpo.trainers.policy import PolicyAndReference
+from dynamic_dpo.trainers.reference_pass import ReferencePass, collate_pairs
+from dynamic_dpo.trainers.run_summary import SUMMARY_NAME, StepClock, config_hash, peak_memory_bytes, versions
+from dynamic_dpo.utils.files import write_json
+
+logger = logging.getLogger("dynamic_dpo")
+
+
+class PreferenceTrainer(Trainer):  # type: ignore[misc]
+    """Trains a policy on preference pairs.
+
+    Arguments not listed are those of `transformers.Trainer`.
+
+    Args:
+        model: The policy: a causal language model, or a name (hub, folder, ``.gguf``, ``package:NAME``).
+        ref_model: The reference; ``None`` is the policy as given (with ``peft_config``: the adapter off).
+        args: `transformers.TrainingArguments` or `trl.DPOConfig`. ``per_device_train_batch_size`` ×
+            ``gradient_accumulation_steps`` × ranks pairs make one optimizer step.
+        train_dataset: Pairs to train on: tokenised, or in any TRL preference format.
+        eval_dataset: Pairs to evaluate on, or a dict of such data sets.
+        processing_class: The tokenizer; by default the model's own.
+        callbacks: Callbacks of the Hugging Face trainer.
+        optimizers: Optimizer and scheduler, as the Hugging Face trainer takes them.
+        peft_config: A `peft` configuration: train adapters only.
+        method: The preference method.
+        engine: Layout and memory.
+        margin_log: Where and how margins are logged; ``None`` logs none.
+        truncation: How pairs are cut; by default what a `trl.DPOConfig` says, else 512 tokens.
+        max_nonfinite: Margins that may be NaN or infinite in total before the run stops.
+        disable_dropout: Whether dropout is switched off in the policy (a `trl.DPOConfig` overrides it).
+        reference_fingerprint: Fingerprint of the reference's weights, where its files are known.
+        run_config: The run's whole configuration, to be hashed into its record.
+
+    Raises:
+        ConfigError: If the arguments ask for something unsupported.
+        DataError: If a data set holds no usable pair.
+        ModelError: If a model cannot be loaded or scored.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | str,
+        ref_model: nn.Module | str | None = None,
+        args: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        callbacks: Sequence[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: Any = None,
+        *,
+        method: PreferenceMethod,
+        engine: EngineConfig | None = None,
+        margin_log: MarginLogConfig | None = None,
+        truncation: Truncation | None = None,
+        max_nonfinite: int = 32,
+        disable_dropout: bool = True,
+        reference_fingerprint: str | None = None,
+        run_config: dict[str, Any] | None = None,
+    ) -> None:
+        # Saturated margins give denormal gradients, which slow CPU matmuls five-fold.
+        self.flush_denormal = torch.set_flush_denormal(True)
+        self._wall_start = time.time()
+        args = args if args is not None else default_arguments()
+        self.pairs_per_update = pairs_per_update(method.scope, args)
+        self.truncation = truncation or truncation_of(args)
+        args, self.step_shape = whole_step_arguments(args)
+        self.method = method
+        self.engine = engine or EngineConfig()
+        self.policy = PolicyAndReference(
+            model,
+            ref_model,
+            processing_class,
+            peft_config,
+            disable_dropout=getattr(args, "disable_dropout", disable_dropout),
+            gradient_checkpointing=bool(args.gradient_checkpointing),
+            fingerprint=reference_fingerprint,
+        )
+        self._num_proc = getattr(args, "dataset_num_proc", None)
+        self.step_clock = StepClock()
+        super().__init__(
+            model=self.policy.model,
+            args=args,
+            data_collator=collate_pairs,
+            train_dataset=self._prepare(train_dataset),
+            eval_dataset=self._prepare(eval_dataset),
+            processing_class=self.policy.tokenizer,
+            callbacks=[*(callbacks or ()), self.step_clock],
+            optimizers=optimizers,
+        )
+        self.policy.build_scorer(self.engine)
+        self.guard = MarginGuard(max_nonfinite=max_nonfinite)
+        self.margin_logs = (
+            margin_log.open(
+                self.args.output_dir, rank=self.args.process_index, num_ranks=self.args.world_size
+            )
+            if margin_log
+            else []
+        )
+        self.run_config = run_config
+        self.num_updates = 0
+        self.num_pairs_seen = 0
+        self._num_pairs_before = 0
+        self._metric_sums = MetricSums()
+        self._reference: ReferencePass | None = None
+
+    def _prepare(self, dataset: Any) -> Any:
+        if isinstance(dataset, dict):
+            return {name: self._prepare(part) for name, part in dataset.items()}
+        return prepare_pairs(dataset, self.policy.tokenizer, self.truncation, self._num_proc)
+
+    # ---- before the first step ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Score the reference where it is not known yet, check the engine, then train and leave a record.
+
+        Args:
+            resume_from_checkpoint: A checkpoint's folder, or ``True`` for the newest in the output folder.
+            **kwargs: Passed on to `transformers.Trainer.train`.
+
+        Returns:
+            The trainer's output.
+
+        Raises:
+            CheckpointError: If the checkpoint does not fit the run or the reference store cannot be written.
+            ModelError: If the self-check or the check before the first step fails.
+            NonFiniteError: If too many margins were not finite.
+        """
+        self.ensure_reference()
+        if self.engine.self_check:
+            self.policy.self_check(self.train_dataset, self.accelerator)
+        if self.method.needs.reference and self.policy.is_own_reference:
+            half = self.accelerator.mixed_precision != "no" or self.policy.scorer.dtype.itemsize < 4
+            self.guard.start_tolerance = 1.0 if half else 0.01
+        for note in self.method.start_notes(self._num_updates_to_expect()):
+            logger.info(note)
+        if not resume_from_checkpoint:
+            for log in self.margin_logs:
+                if moved := log.start_anew():
+                    logger.warning("an earlier run's margin log was moved to %s", moved)
+        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        self._write_summary()
+        return output
+
+    def ensure_reference(self) -> None:
+        """Give every data set its reference log-probabilities; done once, before the policy moves."""
+        if self._reference or not self.method.needs.reference:
+            return
+        self._reference = self.policy.open_reference(
+            self.accelerator, show_progress=not self.args.disable_tqdm
+        )
+        if self.train_dataset is not None:
+            self.train_dataset = self._reference.attach(self.train_dataset, name="train")
+        self.eval_dataset = self._attach_eval(self.eval_dataset)
+        self.policy.release_reference()
+
+    def _attach_eval(self, dataset: Any) -> Any:
+        if dataset is None or self._reference is None:
+            return dataset
+        if isinstance(dataset, dict):
+            return {name: self._reference.attach(part, name=name) for name, part in dataset.items()}
+        return self._reference.attach(dataset, name="eval")
+
+    def _num_updates_to_expect(self) -> int:
+        pairs = self.step_shape.pairs * self.args.world_size
+        steps = self.args.max_steps
+        if steps <= 0:
+            steps = int(-(-len(self.train_dataset) // pairs) * self.args.num_train_epochs)
+        return steps * (self.step_shape.accumulation if self.method.scope == "micro" else 1)
+
+    # ---- a step ----
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, PairBatch], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Form the gradient of one optimizer step and let the method learn from its controller batches.
+
+        Args:
+            model: The policy, wrapped as the accelerator wants it.
+            inputs: ``{"pairs": this rank's pairs of the step}``.
+            num_items_in_batch: Unused; losses are scaled by the step's pairs.
+
+        Returns:
+            The mean loss of this rank's pairs, detached.
+        """
+        model.train()
+        self.guard.begin_step()
+        pairs = inputs["pairs"]
+        size = len(pairs) if self.method.scope == "step" else self.step_shape.device_batch
+        starts = range(0, len(pairs), size)
+        total = torch.zeros((), device=self.args.device)
+        for start in starts:
+            batch = pairs.select(range(start, min(start + size, len(pairs))))
+            loss_sum, evidence = self._controller_batch(
+                model, batch, num_pairs=len(pairs), ends_step=start == starts[-1]
+            )
+            total = total + loss_sum
+            self._observe(evidence, batch)
+        if self.guard.step_is_bad:
+            # A NaN in one row is a NaN in every gradient: the step is left out, on every rank alike.
+            model.zero_grad()
+        elif self._get_learning_rate() > 0:
+            self.guard.policy_moved = True
+        self.num_pairs_seen += len(pairs) * self.args.world_size
+        return (total / len(pairs)).float()
+
+    def _controller_batch(
+        self, model: nn.Module, batch: PairBatch, *, num_pairs: int, ends_step: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Run forward and backward over one controller batch; return its loss sum and its evidence [B]."""
+        plan = self.policy.scorer.plan(batch, at_least=self._microbatches_to_agree_on(batch))
+        control = self._control_before_loss(model, batch, plan) if self.method.needs.batch_evidence else None
+        seen, loss_sum = [], torch.zeros((), device=self.args.device)
+        for number, microbatch in enumerate(plan):
+            with self._gradient_sync(model, last=ends_step and number == len(plan) - 1):
+                with self.accelerator.autocast():
+                    forward = self.policy.forward(model, batch.select(microbatch))
+                evidence = self.method.evidence(forward)
+                decided = (
+                    control.select(torch.tensor(microbatch, device=evidence.device))
+                    if control
+                    else self.method.control(evidence)
+                )
+                losses = self.method.losses(forward, decided)
+                self.accelerator.backward(losses.sum() / num_pairs)
+            seen.append(evidence)
+            loss_sum = loss_sum + losses.detach().sum()
+            self._metric_sums.add_pairs(pair_metrics(forward, decided))
+        return loss_sum, _in_order(seen, plan)
+
+    def _control_before_loss(self, model: nn.Module, batch: PairBatch, plan: list[list[int]]) -> Control:
+        """Score the whole controller batch without gradients and let the method decide on all ranks' pairs."""
+        with torch.no_grad(), self.accelerator.autocast():
+            seen = [self.method.evidence(self.policy.forward(model, batch.select(part))) for part in plan]
+        evidence = _in_order(seen, plan)
+        size = torch.tensor([len(evidence)], device=evidence.device)
+        sizes = gather_ragged(self.accelerator, size).tolist()
+        control = self.method.control(gather_ragged(self.accelerator, evidence))
+        first = sum(sizes[: self.args.process_index])
+        return control.select(torch.arange(first, first + len(evidence), device=evidence.device))
+
+    def _microbatches_to_agree_on(self, batch: PairBatch) -> int:
+        """Return how many micro-batches every rank must make: sharded models run their passes in step."""
+        if not self.is_fsdp_enabled:
+            return 1
+        mine = torch.tensor([len(self.policy.scorer.plan(batch))], device=self.args.device)
+        return int(self.accelerator.gather(mine).max())
+
+    def _gradient_sync(self, model: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
+        # Ranks exchange gradients once a step, with its last micro-batch.
+        context: AbstractContextManager[Any] = nullcontext() if last else self.accelerator.no_sync(model)
+        return context
+
+    def _observe(self, evidence: Tensor, batch: PairBatch) -> None:
+        """Hand the method one controller batch, all ranks' pairs, and log what it made of it."""
+        margins = gather_ragged(self.accelerator, evidence).cpu()
+        local_rows = torch.tensor(batch.rows, device=evidence.device)
+        rows = gather_ragged(self.accelerator, local_rows).tolist()
+        self.guard.look_at(margins, rows, step=self.state.global_step)
+        reading = self.method.observe(margins)
+        self.num_updates += 1
+        self._metric_sums.add_update(margins, reading)
+        for log in self.margin_logs:
+            log.write(
+                evidence if log.local else margins,
+                epoch=int(self.state.epoch or 0),
+                step=self.state.global_step + 1,
+                update=self.num_updates,
+                reading={"beta": self.method.beta, **reading},
+            )
+
+    # ---- evaluation and logging ----
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Score every pair of ``dataloader`` as in training, without gradients; no state changes."""
+        model = self.model_wrapped if self.is_in_train else self.model
+        was_training = model.training
+        model.eval()
+        with torch.no_grad(), self.accelerator.autocast():
+            metrics, count = evaluate_pairs(
+                dataloader,
+                method=self.method,
+                plan=lambda pairs: self.policy.scorer.plan(pairs, budget_factor=2),
+                forward=lambda pairs: self.policy.forward(model, pairs),
+                accelerator=self.accelerator,
+                prefix=metric_key_prefix,
+                description=description,
+                show_progress=not self.args.disable_tqdm,
+            )
+        model.train(was_training)
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Return the loader of an evaluation set, with reference log-probabilities.
+
+        Raises:
+            ModelError: If a new set is given after the policy has moved and its reference is gone.
+        """
+        self.ensure_reference()
+        if (
+            eval_dataset is not None
+            and eval_dataset is not self.eval_dataset
+            and not isinstance(eval_dataset, str)
+        ):
+            if self._reference and not self.policy.can_score_reference(
+                policy_moved=self.state.global_step > 0
+            ):
+                raise ModelError(
+                    "this evaluation set has no reference log-probabilities and the reference is gone: give it "
+                    "to the trainer as eval_dataset, or pass ref_model as a model"
+                )
+            eval_dataset = self._attach_eval(self._prepare(eval_dataset))
+        return super().get_eval_dataloader(eval_dataset)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the metrics gathered since the last entry to a training entry, then log it."""
+        if "loss" in logs:
+            logs = {**logs, "beta": self.method.beta, **self._metric_sums.drain(self.accelerator)}
+        super().log(logs, start_time)
+
+    # ---- checkpoints and records ----
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self.args.should_save:
+            # Before the rest, so that a checkpoint with weights is never without its controller.
+            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            save_controller_state(
+                folder,
+                {
+                    "version": 1,
+                    "global_step": self.state.global_step,
+                    "num_updates": self.num_updates,
+                    "num_pairs_seen": self.num_pairs_seen,
+                    "num_nonfinite": self.guard.num_nonfinite,
+                    "method": self.method.state_dict(),
+                },
+            )
+        super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        state = load_controller_state(resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.method.load_state_dict(state["method"])
+        self.num_updates = int(state["num_updates"])
+        self.num_pairs_seen = self._num_pairs_before = int(state["num_pairs_seen"])
+        self.guard.num_nonfinite = int(state["num_nonfinite"])
+        for log in self.margin_logs:
+            log.resume_at(self.num_updates)
+
+    def _write_summary(self) -> None:
+        """Write the run's record to the output folder."""
+        if not self.is_world_process_zero():
+            return
+        trained, seconds = self.num_pairs_seen - self._num_pairs_before, self.step_clock.seconds
+        margin_log = next((log for log in self.margin_logs if not log.local), None)
+        summary = {
+            "method": self.method.summary(),
+            "pairs_per_second": trained / seconds if seconds else None,
+            "optimizer_steps": self.state.global_step,
+            "pairs_seen": self.num_pairs_seen,
+            "controller_updates": self.num_updates,
+            "pairs_per_update": self.pairs_per_update,
+            "reference_computed": self._reference.num_computed if self._reference else 0,
+            "reference_reused": self._reference.num_reused if self._reference else 0,
+            "nonfinite_margins": self.guard.num_nonfinite,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "beta_final": self.method.beta,
+            "training_seconds": seconds,
+            "wall_seconds": time.time() - self._wall_start,
+            "num_ranks": self.args.world_size,
+            "layout": self.policy.scorer.layout,
+            "tokens_per_microbatch": self.engine.tokens_per_microbatch,
+            "flush_denormal": self.flush_denormal,
+            "margins_path": str(margin_log.margins_path) if margin_log else None,
+            "controller_path": str(margin_log.controller_path) if margin_log else None,
+            "versions": versions(),
+            "config_hash": config_hash(self.run_config or {"args": self.args.to_dict()}),
+        }
+        write_json(Path(self.args.output_dir) / SUMMARY_NAME, summary)
+
+
+def _in_order(parts: Sequence[Tensor], plan: Sequence[Sequence[int]]) -> Tensor:
+    """Undo the plan's sorting: values by micro-batch back to the batch's own order. Shape [B]."""
+    order = torch.tensor([index for part in plan for index in part], device=parts[0].device)
+    return torch.empty_like(torch.cat(list(parts))).index_copy(0, order, torch.cat(list(parts)))

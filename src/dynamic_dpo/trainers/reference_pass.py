@@ -1,0 +1,142 @@
+"""Gives a data set its reference log-probabilities: looked up where known, scored where not, on all ranks.
+
+The store and its keys belong to the engine; here the work is shared out over ranks and the results become
+columns of the data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from dynamic_dpo.engine.reference import ReferenceEntry, ReferenceStore, compute_entries, pair_key
+from dynamic_dpo.engine.rows import PairBatch
+from dynamic_dpo.engine.score import PairLogps
+
+COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
+
+
+def collate_pairs(examples: list[dict[str, Any]]) -> dict[str, PairBatch]:
+    """Collect tokenised examples as one batch of pairs, reference log-probabilities included where known."""
+    known = [
+        torch.tensor([example[column] for example in examples], dtype=torch.float64)
+        if column in examples[0]
+        else None
+        for column in COLUMNS
+    ]
+    batch = PairBatch(
+        *([example[key] for example in examples] for key in ("prompt_ids", "chosen_ids", "rejected_ids")),
+        [example["row"] for example in examples],
+        *known,
+    )
+    return {"pairs": batch}
+
+
+class ReferencePass:
+    """Looks up and computes reference log-probabilities for whole data sets.
+
+    Args:
+        accelerator: The trainer's accelerator.
+        store: Where results are kept.
+        score: Scores a micro-batch with the reference, without gradients.
+        plan: Cuts pairs into micro-batches.
+        show_progress: Whether the main process shows a progress bar.
+
+    Attributes:
+        num_computed: Pairs scored so far.
+        num_reused: Pairs found in the store so far.
+    """
+
+    def __init__(
+        self,
+        accelerator: Any,
+        store: ReferenceStore,
+        score: Callable[[PairBatch], PairLogps],
+        plan: Callable[[PairBatch], list[list[int]]],
+        *,
+        show_progress: bool = True,
+    ) -> None:
+        self.accelerator = accelerator
+        self.store = store
+        self.score = score
+        self.plan = plan
+        self.show_progress = show_progress
+        self.num_computed = 0
+        self.num_reused = 0
+
+    def attach(self, dataset: Any, *, name: str) -> Any:
+        """Return ``dataset`` with the columns ``ref_chosen_logps`` and ``ref_rejected_logps``.
+
+        Collective over ranks: what is missing is decided by the main process and scored by all.
+
+        Raises:
+            CheckpointError: If the store cannot be written.
+        """
+        keys = _keys(dataset)
+        missing: list[int] = []
+        if self.accelerator.is_main_process:
+            first = {key: i for i, key in reversed(list(enumerate(keys)))}
+            missing = sorted(i for key, i in first.items() if key not in self.store)
+        missing = self._broadcast(missing)
+        self._compute(dataset, keys, missing, name)
+        values = [self.store[key][:2] for key in keys] if self.accelerator.is_main_process else None
+        columns = np.array(self._broadcast(values), np.float64).reshape(-1, 2)
+        self.num_computed += len(missing)
+        self.num_reused += len(keys) - len(missing)
+        kept = dataset.remove_columns([c for c in COLUMNS if c in dataset.column_names])
+        for index, column in enumerate(COLUMNS):
+            kept = kept.add_column(column, columns[:, index])
+        return kept
+
+    def _compute(self, dataset: Any, keys: list[bytes], missing: list[int], name: str) -> None:
+        if not missing:
+            return
+        mine = missing[self.accelerator.process_index :: self.accelerator.num_processes]
+        fresh: list[tuple[bytes, ReferenceEntry]] = []
+
+        def score(pairs: PairBatch) -> list[ReferenceEntry]:
+            logps = self.score(pairs)
+            columns = [column.tolist() for column in logps]
+            return [ReferenceEntry(*entry) for entry in zip(*columns, strict=True)]
+
+        bar = tqdm(
+            total=len(mine),
+            desc=f"Reference log-probabilities ({name})",
+            unit="pair",
+            disable=not (self.show_progress and self.accelerator.is_main_process),
+        )
+        with bar:
+            # A window bounds what is held as Python lists; within it rows are sorted by length.
+            for start in range(0, len(mine), 4096):
+                part = mine[start : start + 4096]
+                pairs = collate_pairs(dataset.select(part).to_list())["pairs"]
+                part_keys = [keys[i] for i in part]
+                compute_entries(pairs, self.plan(pairs), score, self.store, part_keys, progress=bar.update)
+                fresh += [(key, self.store[key]) for key in part_keys]
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            # Other nodes may not see this one's disk: results travel, and every store keeps them all.
+            self.store.add(gather_object(fresh))
+
+    def _broadcast(self, value: Any) -> Any:
+        if self.accelerator.num_processes == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        box = [value]
+        broadcast_object_list(box)
+        return box[0]
+
+
+def _keys(dataset: Any) -> list[bytes]:
+    keys = []
+    columns = dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"]).with_format("numpy")
+    for batch in columns.iter(batch_size=1000):
+        ids = zip(batch["prompt_ids"], batch["chosen_ids"], batch["rejected_ids"], strict=True)
+        keys += [pair_key(*pair) for pair in ids]
+    return keys

@@ -1,0 +1,62 @@
+"""The record that every run leaves: how fast, how much, from what, and where beta ended."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+SUMMARY_NAME = "run_summary.json"
+PACKAGES = ("dynamic-dpo", "torch", "transformers", "trl", "datasets", "accelerate", "peft")
+
+
+class StepClock(TrainerCallback):  # type: ignore[misc]
+    """Adds up the seconds spent inside optimizer steps: no evaluation, saving or reference pass."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._started = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop the clock; on a GPU, once the step is really done."""
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        self.seconds += time.perf_counter() - self._started
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory in use so far: the GPU's where one is in use, else the process's."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that shape a result."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Return a SHA-256 over a configuration's canonical JSON."""
+    text = json.dumps(config, sort_keys=True, default=str, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
