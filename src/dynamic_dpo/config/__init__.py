@@ -1,0 +1,51 @@
+"""Configuration: YAML files and ``key=value`` overrides become checked, immutable objects.
+
+Importing this package loads neither YAML, pydantic nor torch; a name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dynamic_dpo.config.loader import (
+        apply_overrides,
+        dump_yaml,
+        get_evaluation_config,
+        get_training_config,
+        load_yaml,
+    )
+    from dynamic_dpo.config.schema import EvaluationConfig, TrainingConfig
+
+__all__ = [
+    "EvaluationConfig",
+    "TrainingConfig",
+    "apply_overrides",
+    "dump_yaml",
+    "get_evaluation_config",
+    "get_training_config",
+    "load_yaml",
+]
+
+_HOME = {
+    "EvaluationConfig": "schema",
+    "TrainingConfig": "schema",
+    "apply_overrides": "loader",
+    "dump_yaml": "loader",
+    "get_evaluation_config": "loader",
+    "get_training_config": "loader",
+    "load_yaml": "loader",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
