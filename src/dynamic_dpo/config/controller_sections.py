@@ -1,0 +1,132 @@
+"""The sections that say how beta is found: the method, the risk test, the update of beta, and their log.
+
+Symbols as in ``docs/method.md``; every key stands here with its type, default, range and meaning, and
+nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from dynamic_dpo.config.base import Section, refuse
+
+
+class MethodSection(Section):
+    """Which method turns margins into beta and losses, and how it is run."""
+
+    name: Literal["dpo", "risk", "schedule"] = Field(
+        default="risk",
+        description="dpo: beta stays at beta_0. risk: beta follows the risk test. "
+        "schedule: beta moves by the clock, the control arm of risk.",
+    )
+    mode: Literal["paper", "exact"] = Field(
+        default="paper",
+        description="Test of method risk: faithful (paper), or calibrated so that beta does not drift "
+        "on noise (exact).",
+    )
+    scope: Literal["micro", "step"] = Field(
+        default="micro",
+        description="What the controller sees at once: a device batch (micro), or all pairs of the optimizer "
+        "step over all ranks (step).",
+    )
+    alpha_scale: float = Field(
+        default=1.0,
+        gt=0,
+        description="Factor on beta_update.alpha, e.g. for the fewer updates of scope step.",
+    )
+    window_multiple: int = Field(
+        default=20,
+        ge=2,
+        description="Mode exact: the reference window spans at least this many controller batches.",
+    )
+    seed: int = Field(default=0, ge=0, description="Mode exact: seed of the draws that break ties.")
+    max_nonfinite: int = Field(
+        default=32, ge=0, description="Margins that may be NaN or infinite, in total, before the run stops."
+    )
+
+
+class DPOSection(Section):
+    """The logistic loss that the methods share."""
+
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=0.5, description="Assumed probability that a pair's label is wrong."
+    )
+
+
+class ScheduleSection(Section):
+    """The clock of method schedule."""
+
+    drift_per_1000: float | Literal["match"] = Field(
+        default="match",
+        description="Change of ln beta per 1,000 controller updates; match: what method risk in mode paper "
+        "shows on noise.",
+    )
+
+
+class RiskTestSection(Section):
+    """The test of each controller batch against the threshold tau."""
+
+    delta: float = Field(
+        default=0.1, gt=0, lt=1, description="Tolerated share of margins that reach the threshold tau."
+    )
+    momentum: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        alias="lambda",
+        description="Rate at which tau follows the quantile of the latest controller batch (mode paper).",
+    )
+    beta_warmup: int = Field(
+        default=120,
+        ge=1,
+        description="Controller batches from which the first tau is found; until then beta is beta_0.",
+    )
+
+
+class BetaUpdateSection(Section):
+    """The update of beta after each test, and its bounds (beta_min ≤ beta_0 ≤ beta_max)."""
+
+    beta_0: float = Field(default=0.1, gt=0, description="Beta at the start.")
+    gamma: float = Field(
+        default=2.0, gt=0, description="Gain of the test statistic before tanh (mode paper)."
+    )
+    alpha: float = Field(default=0.005, ge=0, description="Largest change of ln beta in one update.")
+    beta_max: float = Field(default=2.0, gt=0, description="Upper bound of beta.")
+    beta_min: float = Field(default=0.0, ge=0, description="Lower bound of beta.")
+
+    @field_validator("beta_max")
+    @classmethod
+    def _not_below_the_start(cls, value: float, info: ValidationInfo) -> float:
+        beta_0 = info.data.get("beta_0")
+        if beta_0 is not None and value < beta_0:
+            refuse(f"must be at least beta_update.beta_0 ({beta_0:g})")
+        return value
+
+    @field_validator("beta_min")
+    @classmethod
+    def _not_above_the_start(cls, value: float, info: ValidationInfo) -> float:
+        beta_0 = info.data.get("beta_0")
+        if beta_0 is not None and value > beta_0:
+            refuse(f"must be at most beta_update.beta_0 ({beta_0:g})")
+        return value
+
+
+class MarginLogSection(Section):
+    """What is kept of the margins, once per controller update."""
+
+    jsonl_sample_size: int = Field(
+        default=32, ge=0, description="Margins quoted in each line of margins.jsonl."
+    )
+    save_per_rank: bool = Field(
+        default=False, description="Let every rank write its margins, not the first alone."
+    )
+    log_dir: str = Field(
+        default="logs/margins",
+        min_length=1,
+        description="Folder of margins.jsonl and the .npy files; a relative one lies in save_dir.",
+    )
+    dpo_log_dir: str | None = Field(
+        default=None, description="Folder used instead of log_dir by method dpo; null: log_dir."
+    )

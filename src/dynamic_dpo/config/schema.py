@@ -1,0 +1,174 @@
+"""The whole configuration of a training and of an evaluation, and the only way to get one from a file.
+
+Only commands import this module: components take their own settings, not the file's. Keys and their
+meanings stand in the sections; this module puts them together and reports all problems of a file at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+
+from dynamic_dpo.config.base import Document, PassthroughSection, fields_by_key, section_of
+from dynamic_dpo.config.controller_sections import (
+    BetaUpdateSection,
+    DPOSection,
+    MarginLogSection,
+    MethodSection,
+    RiskTestSection,
+    ScheduleSection,
+)
+from dynamic_dpo.config.engine_sections import EngineSection, PeftSection, RolloutSection
+from dynamic_dpo.config.evaluation import (
+    EvaluatedModelSection,
+    EvaluationDatasetSection,
+    GenerationSection,
+    OracleSection,
+    OutputSection,
+)
+from dynamic_dpo.config.passthrough import check_passthrough, training_argument_types
+from dynamic_dpo.config.phrases import given
+from dynamic_dpo.config.problems import describe_problems, known_paths, nearest
+from dynamic_dpo.config.training_sections import DatasetSection, DPOTrainingSection, SFTTrainingSection
+from dynamic_dpo.errors import ConfigError
+
+DocumentT = TypeVar("DocumentT", bound=Document)
+
+
+class TrainingConfig(Document):
+    """The file of ``train-dpo`` and ``train-sft``; made by :func:`get_training_config`."""
+
+    policy_name: str = Field(
+        min_length=1,
+        description="Model to train: hub name, folder, .gguf file, or package:NAME for weights "
+        "that an installed package carries.",
+    )
+    ref_name: str | None = Field(
+        default=None,
+        description="Reference model, in the same forms; null: the policy as it is at the start.",
+    )
+    precision: Literal["bf16", "fp16", "fp32"] = Field(
+        default="bf16", description="Number format of the forward and backward pass; fp32 on a CPU."
+    )
+    dataset: DatasetSection = Field(default_factory=DatasetSection)
+    dpo_training: DPOTrainingSection = Field(default_factory=DPOTrainingSection)
+    sft_training: SFTTrainingSection = Field(default_factory=SFTTrainingSection)
+    method: MethodSection = Field(default_factory=MethodSection)
+    risk_test: RiskTestSection = Field(default_factory=RiskTestSection)
+    beta_update: BetaUpdateSection = Field(default_factory=BetaUpdateSection)
+    schedule: ScheduleSection = Field(default_factory=ScheduleSection)
+    dpo: DPOSection = Field(default_factory=DPOSection)
+    margin_log: MarginLogSection = Field(default_factory=MarginLogSection)
+    engine: EngineSection = Field(default_factory=EngineSection)
+    peft: PeftSection | None = Field(default=None)
+    rollout: RolloutSection = Field(default_factory=RolloutSection)
+
+    @property
+    def reference_name(self) -> str:
+        """The model that serves as reference: ``ref_name``, or the policy as it is at the start."""
+        return self.ref_name or self.policy_name
+
+
+class EvaluationConfig(Document):
+    """Prompts, models and judge of a comparison; made by :func:`get_evaluation_config`.
+
+    The settings are checked; no command of this version runs the comparison.
+    """
+
+    dataset: EvaluationDatasetSection = Field(default_factory=EvaluationDatasetSection)
+    models: dict[str, EvaluatedModelSection] = Field(
+        default={}, description="The models to compare, each under a name of your choice."
+    )
+    generation: GenerationSection = Field(default_factory=GenerationSection)
+    gpt4_oracle: OracleSection = Field(default_factory=OracleSection)
+    output: OutputSection = Field(default_factory=OutputSection)
+
+
+def get_training_config(config: dict[str, Any]) -> TrainingConfig:
+    """Check a training configuration and fill in its defaults.
+
+    Args:
+        config: What ``load_yaml`` and ``apply_overrides`` return; it is not changed.
+
+    Returns:
+        The configuration; unknown training arguments of ``dpo_training`` and ``sft_training`` are in their
+        ``extra``.
+
+    Raises:
+        ConfigError: If anything is wrong; the message has one line for each problem.
+
+    Example:
+        >>> cfg = get_training_config({"policy_name": "m", "risk_test": {"lambda": 0.05}})
+        >>> cfg.risk_test.momentum, cfg.beta_update.beta_0
+        (0.05, 0.1)
+        >>> get_training_config({"policy_name": "m", "risk_test": {"delta": 1.2}})
+        Traceback (most recent call last):
+        dynamic_dpo.errors.ConfigError: risk_test.delta must lie in (0, 1), got 1.2
+    """
+    return _check(TrainingConfig, config)
+
+
+def get_evaluation_config(config: dict[str, Any]) -> EvaluationConfig:
+    """Check an evaluation configuration and fill in its defaults.
+
+    Args:
+        config: What ``load_yaml`` and ``apply_overrides`` return; it is not changed.
+
+    Raises:
+        ConfigError: If anything is wrong; the message has one line for each problem.
+
+    Example:
+        >>> get_evaluation_config({"models": {"base": "gpt2"}}).models["base"].path
+        'gpt2'
+    """
+    return _check(EvaluationConfig, config)
+
+
+def _check(model: type[DocumentT], config: Mapping[str, Any]) -> DocumentT:
+    if not isinstance(config, dict):
+        raise ConfigError(f"the configuration must be a mapping of keys and values, got {given(config)}")
+    settled = dict(config)
+    problems: list[str] = []
+    unknown: list[str] = []
+    for name, field in fields_by_key(model).items():
+        section, values = section_of(field), settled.get(name)
+        if section is not None and issubclass(section, PassthroughSection) and isinstance(values, dict):
+            settled[name], found, strangers = check_passthrough(name, section, values)
+            problems += found
+            unknown += [f"{name}.{key}" for key in strangers]
+    document: DocumentT | None = None
+    try:
+        document = model.model_validate(settled)
+    except ValidationError as error:
+        found, strangers = describe_problems(model, settled, error)
+        problems += found
+        unknown += strangers
+    lines = [_unknown_key_line(model, path) for path in dict.fromkeys(unknown)] + problems
+    if lines or document is None:
+        raise ConfigError("\n".join(lines))
+    return document
+
+
+def _unknown_key_line(model: type[Document], path: str) -> str:
+    asked, *name = path, ""
+    parts = path.split(".")
+    if len(parts) == 3:
+        # Below a section of the user's own naming, e.g. models.<name>.path.
+        asked, name = ".".join((parts[0], "<name>", parts[2])), parts[1:2]
+    # Only if our own keys give nothing, because it imports transformers: a training argument may stand in the
+    # wrong section.
+    meant = nearest(asked, known_paths(model)) or nearest(asked, _foreign_paths(model))
+    if not meant:
+        return f"unknown key {path}; docs/configuration.md lists all keys"
+    return f"unknown key {path}; did you mean {' or '.join(meant).replace('<name>', name[0])}?"
+
+
+def _foreign_paths(model: type[Document]) -> list[str]:
+    sections = [
+        name
+        for name, field in fields_by_key(model).items()
+        if (section := section_of(field)) is not None and issubclass(section, PassthroughSection)
+    ]
+    return [f"{name}.{key}" for name in sections for key in training_argument_types()] if sections else []

@@ -1,0 +1,196 @@
+"""The sections that say what is trained on what: the data and the two trainings.
+
+Every key stands here with its type, default, range and meaning, and nowhere else: errors, ``--help``
+and the reference documentation are derived from these fields.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from dynamic_dpo.config.base import PassthroughSection, Section, refuse
+
+Tracker = Literal["tensorboard", "wandb"]
+
+
+class DatasetSection(Section):
+    """Which rows are read, how they are split and how long a pair may be (lengths in tokens)."""
+
+    dataset_name: str | None = Field(
+        default=None,
+        description="Hub name, or a local .json, .jsonl, .jsonl.gz or .parquet file or folder. "
+        "Required by the training commands.",
+    )
+    eval_dataset_name: str | None = Field(
+        default=None,
+        description="A separate set to validate on; null: a share of the training rows (val_ratio).",
+    )
+    generated_data: bool = Field(
+        default=False, description="Whether the rows are judged rollouts (prompt_messages, chosen, rejected)."
+    )
+    chat_template: bool = Field(
+        default=False,
+        description="Render rows through the tokenizer's chat template; false: as plain text. "
+        "Choose true for a chat model.",
+    )
+    subset: str = Field(
+        default="train[:30%]",
+        min_length=1,
+        description="Split with an optional slice, e.g. train, train[:30%], train[100:200].",
+    )
+    val_ratio: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="Share of the prompts kept for validation; 0: none. Unused with eval_dataset_name.",
+    )
+    seed: int = Field(default=42, ge=0, description="Seed of the split into training and validation.")
+    # Before max_len: a validator of a field sees only the fields above it.
+    max_length: int | None = Field(default=None, ge=2, description="Another name of max_len.")
+    max_len: int = Field(
+        default=512, ge=2, description="Longest prompt + completion; what is longer is truncated."
+    )
+    max_prompt_length: int | None = Field(
+        default=None,
+        ge=1,
+        description="Longest prompt, must be below max_len; its end is kept. Null: no limit.",
+    )
+    max_completion_length: int | None = Field(
+        default=None, ge=1, description="Longest completion; its start is kept. Null: no limit of its own."
+    )
+    truncation_mode: Literal["keep_start", "keep_end"] = Field(
+        default="keep_start",
+        description="What gives way where a pair exceeds max_len: the end of the completions (keep_start) "
+        "or the start of the prompt (keep_end).",
+    )
+    quarantine_max_share: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="Share of unusable rows, all counted and listed, above which it is an error.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_length_two_names(cls, data: Any) -> Any:
+        # Both names always hold the length in force, so that a saved configuration loads as itself.
+        # A value that is wrong in itself is not copied: it would be reported under both names.
+        if not isinstance(data, dict):
+            return data
+        default = cls.model_fields["max_len"].default
+        length = data.get("max_length")
+        if length is None:
+            length = data.get("max_len", default)
+            return {**data, "max_length": length} if _is_length(length) else data
+        return {"max_len": length, **data} if _is_length(length) else data
+
+    @field_validator("max_len")
+    @classmethod
+    def _names_agree(cls, max_len: int, info: ValidationInfo) -> int:
+        max_length = info.data.get("max_length")
+        if max_length is not None and max_length != max_len:
+            refuse(f"must equal dataset.max_length ({max_length}), which is the same limit; give only one")
+        return max_len
+
+    @field_validator("max_prompt_length")
+    @classmethod
+    def _leaves_room_for_a_completion(cls, value: int | None, info: ValidationInfo) -> int | None:
+        max_len = info.data.get("max_len")
+        if value is not None and max_len is not None and value >= max_len:
+            refuse(f"must be less than dataset.max_len ({max_len})")
+        return value
+
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 2
+
+
+class DPOTrainingSection(PassthroughSection):
+    """What ``train-dpo`` does: an optimizer step is batch_size × gradient_accumulation × ranks pairs."""
+
+    epochs: float = Field(default=1.0, gt=0, description="Passes over the training pairs.")
+    batch_size: int = Field(
+        default=16,
+        ge=1,
+        description="Pairs per device batch, which is also a controller batch of method.scope micro.",
+    )
+    eval_batch_size: int = Field(default=16, ge=1, description="Pairs per device in evaluation.")
+    gradient_accumulation: int = Field(
+        default=4, ge=1, description="Batches per device that make one optimizer step."
+    )
+    learning_rate: float = Field(default=5e-7, gt=0, description="Peak learning rate.")
+    warmup_steps: int = Field(
+        default=120, ge=0, description="Optimizer steps in which the learning rate rises from 0."
+    )
+    max_grad_norm: float = Field(
+        default=10.0, ge=0, description="Gradients are clipped to this norm; 0: never."
+    )
+    log_steps: int = Field(default=10, ge=1, description="Optimizer steps between two log lines.")
+    eval_steps: int | None = Field(
+        default=100,
+        ge=1,
+        description="Optimizer steps between two evaluations; null: no evaluation during training.",
+    )
+    save_steps: int | None = Field(
+        default=200, ge=1, description="Optimizer steps between two checkpoints; null: only at the end."
+    )
+    resume: bool | str = Field(
+        default=False,
+        description="Continue a run: true: from the newest checkpoint in save_dir; or a checkpoint's folder.",
+    )
+    save_dir: str = Field(
+        default="runs/dpo", min_length=1, description="Folder for checkpoints, logs and the final model."
+    )
+    save_dpo_dir: str | None = Field(
+        default=None, description="Separate folder for the final model; null: save_dir."
+    )
+    report: Literal["none", "tensorboard", "wandb"] | list[Tracker] = Field(
+        default="none", description="Where metrics are reported, besides the logs in save_dir."
+    )
+    run_name: str | None = Field(default=None, description="Name of the run where metrics are reported.")
+    wandb_project: str | None = Field(
+        default=None, description="Weights & Biases project, with report wandb."
+    )
+    push_to_hub: bool = Field(default=False, description="Upload the final model to the Hugging Face hub.")
+    hub_model_id: str | None = Field(
+        default=None, description="Repository to upload to; null: named after save_dir."
+    )
+    debug_samples: int = Field(
+        default=0,
+        ge=0,
+        description="Pairs of which ids, masks, labels and decoded text are written at the start.",
+    )
+
+
+class SFTTrainingSection(PassthroughSection):
+    """What ``train-sft`` does: supervised fine-tuning on the chosen answers."""
+
+    epochs: float = Field(default=1.0, gt=0, description="Passes over the training conversations.")
+    batch_size: int = Field(default=16, ge=1, description="Conversations per device and optimizer step.")
+    eval_batch_size: int = Field(default=16, ge=1, description="Conversations per device in evaluation.")
+    learning_rate: float = Field(default=2e-5, gt=0, description="Peak learning rate.")
+    warmup_steps: int = Field(
+        default=120, ge=0, description="Optimizer steps in which the learning rate rises from 0."
+    )
+    max_length: int = Field(default=512, ge=2, description="Longest conversation in tokens.")
+    log_steps: int = Field(default=10, ge=1, description="Optimizer steps between two log lines.")
+    save_steps: int | None = Field(
+        default=200, ge=1, description="Optimizer steps between two checkpoints; null: only at the end."
+    )
+    save_dir: str = Field(
+        default="runs/sft", min_length=1, description="Folder for checkpoints and the model."
+    )
+    save_only_model: bool = Field(
+        default=True,
+        description="Checkpoints without optimizer state: small, but a run cannot continue from them.",
+    )
+    run_name: str | None = Field(default=None, description="Name of the run where metrics are reported.")
+    wandb_project: str | None = Field(
+        default=None, description="Weights & Biases project, with report_to: wandb."
+    )
+    push_to_hub: bool = Field(default=False, description="Upload the final model to the Hugging Face hub.")
+    hub_model_id: str | None = Field(
+        default=None, description="Repository to upload to; null: named after save_dir."
+    )
