@@ -1,0 +1,144 @@
+"""Which faults of a judge's server may pass, and how long to wait for it.
+
+Only what can succeed is repeated: 429, 5xx, time-outs and broken connections. A refused key, a bad request
+or a used-up quota fails at once, with what to do about it. What was asked is not known here.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from dynamic_dpo.errors import ConfigError, JudgeError
+
+T = TypeVar("T")
+logger = logging.getLogger("dynamic_dpo")
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How often and how long to wait.
+
+    Args:
+        max_retries: Repetitions after the first attempt, at least 0.
+        initial_backoff: Seconds before the first repetition; doubles with each.
+        max_backoff: Longest wait of our own choice, in seconds. A server's Retry-After is kept in full.
+
+    Raises:
+        ConfigError: If a number is out of range.
+
+    Example:
+        >>> [RetryPolicy(5, 1.0, 6.0).backoff(attempt) for attempt in range(5)]
+        [1.0, 2.0, 4.0, 6.0, 6.0]
+    """
+
+    max_retries: int
+    initial_backoff: float
+    max_backoff: float
+
+    def __post_init__(self) -> None:
+        if self.max_retries < 0:
+            raise ConfigError(f"gpt4_oracle.max_retries must be at least 0, got {self.max_retries}")
+        if not 0 <= self.initial_backoff <= self.max_backoff:
+            raise ConfigError(
+                "gpt4_oracle.initial_backoff must lie between 0 and max_backoff "
+                f"({self.max_backoff}), got {self.initial_backoff}"
+            )
+
+    def backoff(self, attempt: int) -> float:
+        """Return our own wait in seconds after failed attempt number ``attempt``, counted from 0."""
+        return min(self.initial_backoff * 2.0**attempt, self.max_backoff)
+
+    def call(self, request: Callable[[], T]) -> T:
+        """Return what ``request`` returns, repeating it after faults that may pass.
+
+        Args:
+            request: One call of the ``openai`` client, whose own retries are off.
+
+        Returns:
+            The first answer.
+
+        Raises:
+            JudgeError: At once for a fault that cannot pass, or when the retries are used up.
+        """
+        import openai
+
+        for attempt in range(self.max_retries + 1):
+            try:
+                return request()
+            except openai.APIStatusError as error:
+                if not may_pass(error.status_code, error.body):
+                    raise JudgeError(refusal(error.status_code, error.message)) from None
+                fault = f"status {error.status_code}"
+                asked = retry_after(error.response.headers)
+            except openai.APIConnectionError as error:
+                fault = "a time-out" if isinstance(error, openai.APITimeoutError) else "no connection"
+                asked = None
+            except (json.JSONDecodeError, openai.APIResponseValidationError):
+                raise JudgeError(
+                    "the judge's server answered without an error but not with JSON: "
+                    "is base_url the address of an OpenAI-compatible API (it often ends in /v1)?"
+                ) from None
+            if attempt < self.max_retries:
+                wait = self.backoff(attempt) if asked is None else asked
+                logger.warning("the judge's server gave %s; asking again in %.1f s", fault, wait)
+                time.sleep(wait)
+        raise JudgeError(
+            f"the judge's server gave {fault} at each of {self.max_retries + 1} attempts; "
+            "try later, or raise gpt4_oracle.max_retries and max_backoff"
+        )
+
+
+def may_pass(status: int, body: object) -> bool:
+    """Return whether asking again can succeed.
+
+    >>> may_pass(503, None), may_pass(401, None), may_pass(429, {"code": "insufficient_quota"})
+    (True, False, False)
+    """
+    # A used-up quota comes as a 429 too, and no waiting brings it back.
+    used_up = isinstance(body, Mapping) and body.get("code") == "insufficient_quota"
+    return status == 408 or status >= 500 or (status == 429 and not used_up)
+
+
+def refusal(status: int, message: str) -> str:
+    """Return what to tell the user about a request that the server refuses for good."""
+    if status in (401, 403):
+        # The server's own text is left out: some quote the key they were given.
+        return (
+            f"the judge's server refused the key (status {status}): set the environment variable "
+            "OPENAI_API_KEY to one that may use this model"
+        )
+    if status == 429:
+        return "the judge's quota is used up: add credit, or use another key or model"
+    return (
+        f"the judge's server refused the request (status {status}) and would again: {message}; "
+        "check gpt4_oracle.model, max_tokens, temperature and base_url"
+    )
+
+
+def retry_after(headers: Mapping[str, Any]) -> float | None:
+    """Return the seconds that a reply asks to wait, ``None`` where it names none or nonsense.
+
+    >>> retry_after({"retry-after": "2.5"}), retry_after({}), retry_after({"retry-after": "soon"})
+    (2.5, None, None)
+    """
+    value = headers.get("retry-after")
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        pass
+    else:
+        return max(0.0, seconds) if math.isfinite(seconds) else None
+    try:
+        until = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, until.timestamp() - time.time())
