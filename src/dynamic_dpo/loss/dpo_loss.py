@@ -124,9 +124,9 @@ def dpo_loss(
         policy_chosen_log_prob, policy_rejected_log_prob, ref_chosen_log_prob, ref_rejected_log_prob
     )
     losses = -F.logsigmoid(beta * margin)
-    chosen_rewards = beta * (policy_chosen_log_prob - ref_chosen_log_prob).detach()
-    rejected_rewards = beta * (policy_rejected_log_prob - ref_rejected_log_prob).detach()
-    return DPOLoss(losses, chosen_rewards, rejected_rewards)
+    chosen_logratio = at_least_float32(policy_chosen_log_prob) - at_least_float32(ref_chosen_log_prob)
+    rejected_logratio = at_least_float32(policy_rejected_log_prob) - at_least_float32(ref_rejected_log_prob)
+    return DPOLoss(losses, beta * chosen_logratio.detach(), beta * rejected_logratio.detach())
 
 
 def compute_and_log_model_margin(
