@@ -1,0 +1,250 @@
+"""One row, read as one preference pair.
+
+Recognises the shapes in which preference data is published and gives prompt, chosen and rejected, or raises
+``BadRow`` with the reason. Pure functions on plain objects: no datasets, no tokenizer, no template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from dynamic_dpo.data import hh_text
+from dynamic_dpo.data.quarantine import BadRow
+from dynamic_dpo.utils.templates import parse_hh_to_messages
+
+KINDS: Final = ("hh", "rollouts", "messages", "text", "token_ids")
+"""The shapes of rows: HH transcripts, judged rollouts, conversations, plain text, already tokenised."""
+
+TOKEN_FIELDS: Final = ("prompt_ids", "chosen_ids", "rejected_ids")
+
+Message = dict[str, str]
+Part = str | list[Message] | list[int]
+
+# Scripts below this code point put blanks between words; above it (CJK and others) any place is a boundary.
+_FIRST_UNSPACED_SCRIPT: Final = 0x2E80
+
+
+class Pair(NamedTuple):
+    """A prompt and its two answers: all text, all messages, or all token ids."""
+
+    prompt: Any
+    chosen: Any
+    rejected: Any
+
+
+def detect_kind(row: object) -> str | None:
+    """Return which of ``KINDS`` a row looks like, or None.
+
+    Example:
+        >>> detect_kind({"prompt": "Q:", "chosen": " yes", "rejected": " no"})
+        'text'
+    """
+    if not isinstance(row, Mapping):
+        return None
+    if row.get("prompt_ids") is not None:
+        return "token_ids"
+    if row.get("prompt_messages") is not None:
+        return "rollouts"
+    if isinstance(row.get("prompt"), list) or isinstance(row.get("chosen"), list):
+        return "messages"
+    chosen = row.get("chosen")
+    if not isinstance(chosen, str):
+        return None
+    return "hh" if hh_text.looks_like_hh(chosen) else "text"
+
+
+def read_pair(row: object, kind: str, *, as_messages: bool = False) -> Pair:
+    r"""Read a row as a pair.
+
+    Args:
+        row: The row.
+        kind: One of ``KINDS``.
+        as_messages: Give HH transcripts and plain text with an explicit prompt as chat messages.
+
+    Returns:
+        A pair with a prompt, two answers that are neither blank nor equal, and nothing else.
+
+    Raises:
+        BadRow: With one of the reasons in ``quarantine.REASONS``.
+
+    Example:
+        >>> read_pair({"chosen": "The sky is blue.", "rejected": "The sky is black."}, "text")
+        Pair(prompt='The sky is', chosen=' blue.', rejected=' black.')
+    """
+    if not isinstance(row, Mapping):
+        raise BadRow("not_an_object", row)
+    if kind == "token_ids":
+        pair = Pair(*(_token_ids(row, field) for field in TOKEN_FIELDS))
+    elif kind == "rollouts":
+        pair = _answers_to(read_messages(required(row, "prompt_messages")), row)
+    elif kind == "messages":
+        pair = _conversation(row)
+    elif kind == "hh":
+        pair = _hh(row)
+    else:
+        pair = _text(row, prompt_required=as_messages)
+    if as_messages and kind in ("hh", "text"):
+        pair = _to_messages(pair)
+    _check(pair, row)
+    return pair
+
+
+def common_text_prompt(chosen: str, rejected: str) -> str:
+    """Return the common beginning of two texts, cut so that no word is cut.
+
+    One blank before the first differing word belongs to the answers, where tokenizers expect it.
+
+    Example:
+        >>> common_text_prompt("It is great", "It is green")
+        'It is'
+    """
+    length = min(len(chosen), len(rejected))
+    end = next((i for i in range(length) if chosen[i] != rejected[i]), length)
+    while end > 0 and any(_joins(text, end) for text in (chosen, rejected)):
+        end -= 1
+    if 0 < end < length and chosen[end - 1] == " ":
+        end -= 1
+    return chosen[:end]
+
+
+def required(row: Mapping[str, Any], field: str) -> Any:
+    """Return a field that must be there; ``missing_field`` if it is absent or null."""
+    value = row.get(field)
+    if value is None:
+        raise BadRow("missing_field", f"{field} is missing in {row!r}")
+    return value
+
+
+def text_field(row: Mapping[str, Any], field: str) -> str:
+    """Return a field that must be text; ``missing_field`` or ``not_text`` if it is not."""
+    value = required(row, field)
+    if not isinstance(value, str):
+        raise BadRow("not_text", f"{field} is {type(value).__name__}: {value!r}")
+    return _clean(value)
+
+
+def read_messages(value: Any) -> list[Message]:
+    """Return a conversation as ``{role, content}`` messages with text contents; ``bad_message`` if it is none.
+
+    Example:
+        >>> read_messages([{"role": "user", "content": [{"type": "text", "text": "Hi"}], "name": "Ann"}])
+        [{'role': 'user', 'content': 'Hi'}]
+    """
+    if not isinstance(value, list):
+        raise BadRow("bad_message", value)
+    return [_message(item) for item in value]
+
+
+def answer_messages(prompt: list[Message], value: Any) -> list[Message]:
+    """Return an answer to a conversation, given as text, as messages, or as messages that repeat the prompt."""
+    if isinstance(value, str):
+        return [{"role": "assistant", "content": _clean(value)}]
+    messages = read_messages(value)
+    return messages[len(prompt) :] if messages[: len(prompt)] == prompt else messages
+
+
+def _hh(row: Mapping[str, Any]) -> Pair:
+    chosen_text, rejected_text = text_field(row, "chosen"), text_field(row, "rejected")
+    if hh_text.ASSISTANT_TAG not in chosen_text.replace("\r\n", "\n"):
+        raise BadRow("no_assistant_turn", chosen_text)
+    prompt, chosen = hh_text.split_prompt_and_response(chosen_text)
+    rejected = hh_text.continue_prompt(prompt, rejected_text)
+    if rejected is None:
+        raise BadRow("no_common_prompt", rejected_text)
+    if hh_text.has_blank_prompt(prompt):
+        raise BadRow("empty_prompt", row)
+    return Pair(prompt, chosen, rejected)
+
+
+def _text(row: Mapping[str, Any], *, prompt_required: bool) -> Pair:
+    chosen, rejected = text_field(row, "chosen"), text_field(row, "rejected")
+    if prompt_required or row.get("prompt") is not None:
+        return Pair(text_field(row, "prompt"), chosen, rejected)
+    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+        if not answer.strip():
+            raise BadRow(f"empty_{name}", row)
+    if chosen == rejected:
+        raise BadRow("identical_answers", chosen)
+    prompt = common_text_prompt(chosen, rejected)
+    if not prompt.strip():
+        raise BadRow("no_common_prompt", row)
+    return Pair(prompt, chosen[len(prompt) :], rejected[len(prompt) :])
+
+
+def _conversation(row: Mapping[str, Any]) -> Pair:
+    prompt = row.get("prompt")
+    if isinstance(prompt, list):
+        return _answers_to(read_messages(prompt), row)
+    # A prompt given as text beside full conversations repeats what they begin with; they are complete.
+    chosen, rejected = read_messages(required(row, "chosen")), read_messages(required(row, "rejected"))
+    if chosen == rejected:
+        raise BadRow("identical_answers", chosen)
+    end = 0
+    while end < min(len(chosen), len(rejected)) and chosen[end] == rejected[end]:
+        end += 1
+    if not end:
+        raise BadRow("no_common_prompt", row)
+    return Pair(chosen[:end], chosen[end:], rejected[end:])
+
+
+def _answers_to(prompt: list[Message], row: Mapping[str, Any]) -> Pair:
+    answers = (answer_messages(prompt, required(row, field)) for field in ("chosen", "rejected"))
+    return Pair(prompt, *answers)
+
+
+def _to_messages(pair: Pair) -> Pair:
+    prompt = parse_hh_to_messages(pair.prompt)
+    return Pair(prompt, *([{"role": "assistant", "content": text.strip()}] for text in pair[1:]))
+
+
+def _check(pair: Pair, row: object) -> None:
+    for name, part in zip(Pair._fields, pair, strict=True):
+        # Token ids are left alone here: a prompt of no tokens is judged where BOS is known.
+        if _is_blank(part) and not (name == "prompt" and isinstance(row, Mapping) and "prompt_ids" in row):
+            raise BadRow(f"empty_{name}", row)
+    for answer in (pair.chosen, pair.rejected):
+        if isinstance(answer[0], dict) and answer[0]["role"] != "assistant":
+            raise BadRow("answer_not_assistant", answer)
+    if pair.chosen == pair.rejected:
+        raise BadRow("identical_answers", pair.chosen)
+
+
+def _is_blank(part: Part) -> bool:
+    if isinstance(part, str):
+        return not part.strip()
+    return not part or all(isinstance(item, dict) and not item["content"].strip() for item in part)
+
+
+def _joins(text: str, index: int) -> bool:
+    """Tell whether cutting before ``index`` would cut a word."""
+    around = text[index - 1 : index + 1]
+    return len(around) == 2 and all(c.isalnum() and ord(c) < _FIRST_UNSPACED_SCRIPT for c in around)
+
+
+def _clean(text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # JSON can spell half a surrogate pair, which no tokenizer and no file takes.
+        raise BadRow("not_text", text) from None
+    return text
+
+
+def _message(item: Any) -> Message:
+    role = item.get("role") if isinstance(item, Mapping) else None
+    content = item.get("content") if isinstance(item, Mapping) else None
+    if isinstance(content, list) and all(isinstance(p, Mapping) and p.get("type") == "text" for p in content):
+        content = "".join(str(part.get("text") or "") for part in content)
+    if not isinstance(role, str) or not role or not isinstance(content, str):
+        raise BadRow("bad_message", item)
+    return {"role": _clean(role), "content": _clean(content)}
+
+
+def _token_ids(row: Mapping[str, Any], field: str) -> list[int]:
+    value = required(row, field)
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise BadRow("bad_token_ids", f"{field} is {type(value).__name__}: {value!r}")
+    # bool is an int to Python; 2**31 is none to the int32 columns.
+    if not all(type(token) is int and 0 <= token < 2**31 for token in value):
+        raise BadRow("bad_token_ids", f"{field}: {value!r}")
+    return list(value)

@@ -1,0 +1,131 @@
+"""Rows become conversations for supervised fine-tuning, with the answer apart from what precedes it.
+
+Takes the good answer of HH and other preference rows, conversations, and prompt/completion rows. The columns
+are the ones that TRL's ``SFTTrainer`` reads; loss on completions only follows from ``prompt`` and ``completion``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
+
+import pyarrow as pa
+from datasets import Dataset, Features, Value
+
+from dynamic_dpo.data.arrow import PROBLEM_FEATURES, as_dataset, decode_rows, map_tables, move_bad_rows
+from dynamic_dpo.data.preference import MESSAGES, TEXT
+from dynamic_dpo.data.quarantine import BadRow, Quarantine
+from dynamic_dpo.data.sft_rows import read_example
+from dynamic_dpo.errors import DataError
+
+logger = logging.getLogger("dynamic_dpo")
+
+_COLUMNS: Final[dict[str, dict[str, Any]]] = {
+    "messages": {"messages": MESSAGES},
+    "prompt_completion": {"prompt": MESSAGES, "completion": MESSAGES},
+    "text": {"prompt": TEXT, "completion": TEXT},
+}
+
+
+class SFTExamples(NamedTuple):
+    """Examples with the column ``row`` beside the requested ones, and the rows that gave none."""
+
+    dataset: Dataset
+    quarantine: Quarantine
+
+
+def build_sft_dataset(rows: Dataset | Iterable[Any], tokenizer: Any = None) -> Dataset:
+    r"""Build a dataset for supervised fine-tuning.
+
+    Args:
+        rows: HH rows (their chosen answer is used), other preference rows, conversations (``messages``) or
+            ``prompt``/``completion`` rows: a dataset or dictionaries.
+        tokenizer: None for whole conversations. With a tokenizer, answers stand apart for a loss on them alone:
+            as messages if it has a chat template, as plain text (HH tags kept) if it has none.
+
+    Returns:
+        Column ``messages``, or columns ``prompt`` and ``completion``. Rows that cannot be used are logged by
+        reason and left out.
+
+    Raises:
+        DataError: If no row is usable.
+
+    Example:
+        >>> row = {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\n\nAssistant: No"}
+        >>> build_sft_dataset([row])[0]["messages"]
+        [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello'}]
+    """
+    layout = "messages" if tokenizer is None else sft_layout(tokenizer)
+    dataset, quarantine = to_sft_examples(rows, layout=layout)
+    if len(quarantine):
+        logger.warning("%s", quarantine.summary(total=len(dataset) + len(quarantine)))
+    return dataset.remove_columns("row")
+
+
+def sft_layout(tokenizer: Any) -> str:
+    """Return the layout a tokenizer can use: ``prompt_completion`` in messages, or ``text``."""
+    return "prompt_completion" if getattr(tokenizer, "chat_template", None) else "text"
+
+
+def to_sft_examples(
+    rows: Dataset | Iterable[Any],
+    *,
+    layout: str,
+    num_proc: int | None = None,
+    quarantine: Quarantine | None = None,
+) -> SFTExamples:
+    """Turn rows into examples and keep those that give none.
+
+    Args:
+        rows: As for ``build_sft_dataset``.
+        layout: ``messages`` (one conversation), ``prompt_completion`` (both in messages) or ``text`` (both
+            plain).
+        num_proc: Worker processes; None works in this one.
+        quarantine: Where to put rows that cannot be used; a new one by default.
+
+    Returns:
+        Examples and quarantine; together they hold every row.
+
+    Raises:
+        DataError: If there are no rows or none is usable.
+    """
+    dataset = as_dataset(rows)
+    quarantine = quarantine if quarantine is not None else Quarantine()
+    num_before = len(quarantine)
+    reader = _ExampleReader(layout)
+    examples = map_tables(
+        dataset, reader, features=reader.features, desc="Reading conversations", num_proc=num_proc
+    )
+    examples = move_bad_rows(examples, quarantine)
+    if not len(examples):
+        quarantine.raise_if_above(0.0, len(quarantine) - num_before)
+        raise DataError("no rows were given: at least one conversation is needed")
+    return SFTExamples(examples, quarantine)
+
+
+class _ExampleReader:
+    """The batch function: a table of rows in, a table of examples and problems out."""
+
+    def __init__(self, layout: str) -> None:
+        self.layout = layout
+        self.columns = _COLUMNS[layout]
+        self.features = Features({**self.columns, "row": Value("int64"), **PROBLEM_FEATURES})
+
+    def __call__(self, table: pa.Table, indices: list[int]) -> pa.Table:
+        records: list[tuple[Any, ...]] = []
+        for index, row in zip(indices, decode_rows(table), strict=True):
+            try:
+                if isinstance(row, BadRow):
+                    raise row
+                records.append((*self._example(row), index, None, None))
+            except BadRow as bad:
+                records.append((*(None for _ in self.columns), index, bad.reason, bad.excerpt))
+        schema = self.features.arrow_schema
+        columns = zip(*records, strict=True)
+        arrays = [pa.array(list(column), field.type) for column, field in zip(columns, schema, strict=True)]
+        return pa.Table.from_arrays(arrays, schema=schema)
+
+    def _example(self, row: Any) -> tuple[Any, ...]:
+        prompt, completion = read_example(row, as_messages=self.layout != "text")
+        return (prompt + completion,) if self.layout == "messages" else (prompt, completion)

@@ -1,0 +1,102 @@
+"""One row, read as one supervised example: what comes before the answer, and the answer.
+
+Takes conversations, prompt/completion rows and the good answer of preference rows. Pure functions on plain
+objects, like ``pairing``, whose shapes they share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from dynamic_dpo.data import hh_text, pairing
+from dynamic_dpo.data.quarantine import BadRow
+from dynamic_dpo.utils.templates import parse_hh_to_messages
+
+
+class Example(NamedTuple):
+    """A prompt and its completion: both text or both messages."""
+
+    prompt: Any
+    completion: Any
+
+
+def read_example(row: object, *, as_messages: bool) -> Example:
+    r"""Read a row as an example.
+
+    Args:
+        row: The row.
+        as_messages: Give both parts as messages; otherwise both as text.
+
+    Returns:
+        The example. Of a conversation, the completion is its last assistant message, and what follows that is
+        left out.
+
+    Raises:
+        BadRow: With one of the reasons in ``quarantine.REASONS``.
+
+    Example:
+        >>> read_example({"prompt": "2+2?", "completion": " 4"}, as_messages=False)
+        Example(prompt='2+2?', completion=' 4')
+        >>> read_example({"chosen": "\n\nHuman: 2+2?\n\nAssistant: 4"}, as_messages=True).completion
+        [{'role': 'assistant', 'content': '4'}]
+    """
+    if not isinstance(row, Mapping):
+        raise BadRow("not_an_object", row)
+    if row.get("messages") is not None:
+        example = _split_conversation(pairing.read_messages(row["messages"]), row)
+    elif row.get("completion") is not None:
+        example = _answered(row, "completion")
+    else:
+        example = _chosen(row)
+    if as_messages and isinstance(example.prompt, str):
+        answer = {"role": "assistant", "content": example.completion.strip()}
+        example = Example(parse_hh_to_messages(example.prompt), [answer])
+    if not as_messages and not isinstance(example.prompt, str):
+        raise BadRow("not_text", f"a conversation needs a tokenizer with a chat template: {row!r}")
+    return example
+
+
+def _chosen(row: Mapping[str, Any]) -> Example:
+    """Read the good answer; the rejected one may be missing unless only it shows where the prompt ends."""
+    kind = pairing.detect_kind(row)
+    if kind == "hh":
+        prompt, response = hh_text.split_prompt_and_response(pairing.text_field(row, "chosen"))
+        if hh_text.has_blank_prompt(prompt):
+            raise BadRow("empty_prompt", row)
+        return _checked(prompt, response, row)
+    if kind in ("rollouts", "messages") or isinstance(row.get("prompt"), str):
+        return _answered(row, "chosen")
+    pair = pairing.read_pair(row, "text")
+    return Example(pair.prompt, pair.chosen)
+
+
+def _answered(row: Mapping[str, Any], answer: str) -> Example:
+    """Read an explicit prompt, in text or messages, and the field with its answer."""
+    value = pairing.required(row, answer)
+    prompt = row.get("prompt_messages") if row.get("prompt_messages") is not None else row.get("prompt")
+    if isinstance(prompt, list):
+        messages = pairing.read_messages(prompt)
+        return _split_conversation(messages + pairing.answer_messages(messages, value), row)
+    if isinstance(value, list):  # A prompt in text beside a whole conversation repeats its beginning.
+        return _split_conversation(pairing.read_messages(value), row)
+    return _checked(pairing.text_field(row, "prompt"), pairing.text_field(row, answer), row)
+
+
+def _split_conversation(messages: list[pairing.Message], row: object) -> Example:
+    last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
+    if last < 0:
+        raise BadRow("answer_not_assistant", row)
+    if not any(message["content"].strip() for message in messages[:last]):
+        raise BadRow("empty_prompt", row)
+    if not messages[last]["content"].strip():
+        raise BadRow("empty_chosen", row)
+    return Example(messages[:last], messages[last : last + 1])
+
+
+def _checked(prompt: str, completion: str, row: object) -> Example:
+    if not prompt.strip():
+        raise BadRow("empty_prompt", row)
+    if not completion.strip():
+        raise BadRow("empty_chosen", row)
+    return Example(prompt, completion)

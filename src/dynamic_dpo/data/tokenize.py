@@ -1,0 +1,150 @@
+"""Preference pairs become token ids: prompt, chosen, rejected, each answer closed by exactly one stop token.
+
+Whole sequences are tokenised, never pieces glued together; the prompt is as much of it as both sequences share
+token by token. Rows, files and splits are known elsewhere, padding and batches nowhere here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, Features, Value
+
+from dynamic_dpo.data.arrow import PROBLEM_FEATURES, map_tables, move_bad_rows
+from dynamic_dpo.data.encode import EncodedTexts
+from dynamic_dpo.data.pairing import TOKEN_FIELDS, Pair
+from dynamic_dpo.data.preference import TOKENS
+from dynamic_dpo.data.quarantine import BadRow, Quarantine
+from dynamic_dpo.data.readers import IdReader, MessageReader, PairReader, TextReader
+from dynamic_dpo.data.truncate import LengthLimits, truncate_pair
+
+_FEATURES: Final = Features(
+    {
+        **dict.fromkeys(TOKEN_FIELDS, TOKENS),
+        "row": Value("int64"),
+        "shifted": Value("bool"),
+        "truncated": Value("bool"),
+        **PROBLEM_FEATURES,
+    }
+)
+
+
+class TokenizedPairs(NamedTuple):
+    """Tokenised pairs and what happened on the way.
+
+    Attributes:
+        dataset: Columns ``prompt_ids, chosen_ids, rejected_ids`` (lists of int32) and ``row``.
+        quarantine: The rows that gave no pair of ids.
+        num_boundary_shifts: Pairs whose prompt ends a few tokens earlier than the prompt alone would, because
+            tokens merge across its end or the template renders that end differently.
+        num_truncated: Pairs that lost tokens to a length limit.
+    """
+
+    dataset: Dataset
+    quarantine: Quarantine
+    num_boundary_shifts: int
+    num_truncated: int
+
+
+def tokenize_pairs(
+    dataset: Dataset,
+    tokenizer: Any,
+    *,
+    max_length: int = 512,
+    max_prompt_length: int | None = None,
+    max_completion_length: int | None = None,
+    truncation_mode: str = "keep_start",
+    num_proc: int | None = None,
+    quarantine: Quarantine | None = None,
+) -> TokenizedPairs:
+    """Tokenise and truncate preference pairs.
+
+    Text is tokenised as prompt + answer with the tokenizer's own special tokens (BOS once), and eos is added
+    to answers that do not end in a stop token. Messages are rendered by the chat template in one piece and
+    tokenised as rendered; blanks behind the answer's stop token are dropped, eos is added where the template
+    writes none. Ids are only truncated.
+
+    Args:
+        dataset: Pairs as ``to_preference_pairs`` gives them.
+        tokenizer: A Hugging Face tokenizer. It needs no pad token.
+        max_length: Longest prompt plus completion, in tokens.
+        max_prompt_length: Longest prompt; its end is kept (and a leading BOS).
+        max_completion_length: Longest completion; its start is kept.
+        truncation_mode: ``keep_start`` or ``keep_end``, see ``LengthLimits``.
+        num_proc: Worker processes; None works in this one, with the tokenizer's own threads.
+        quarantine: Where to put rows that cannot be used; a new one by default.
+
+    Returns:
+        The ids, the quarantine and two counts.
+
+    Raises:
+        DataError: If messages meet a tokenizer without chat template, or nothing ends an answer: the tokenizer
+            has no eos token and the template writes no stop token.
+        ConfigError: If a limit is out of range.
+    """
+    quarantine = quarantine if quarantine is not None else Quarantine()
+    limits = LengthLimits(max_length, max_prompt_length, max_completion_length, truncation_mode)
+    if set(TOKEN_FIELDS) <= set(dataset.column_names):
+        reader: PairReader = IdReader(tokenizer)
+    elif isinstance(dataset.features["prompt"], Value):
+        reader = TextReader(tokenizer)
+    else:
+        reader = MessageReader(tokenizer)
+    tokenized = map_tables(
+        dataset,
+        _Tokenizer(reader, limits),
+        features=_FEATURES,
+        desc="Tokenising preference pairs",
+        num_proc=num_proc,
+    )
+    kept = move_bad_rows(tokenized, quarantine)
+    num_shifts, num_truncated = (
+        pc.sum(tokenized.data.column(name)).as_py() or 0 for name in ("shifted", "truncated")
+    )
+    return TokenizedPairs(
+        kept.remove_columns(["shifted", "truncated"]), quarantine, num_shifts, num_truncated
+    )
+
+
+class _Tokenizer:
+    """The batch function: a table of pairs in, a table of ids and problems out."""
+
+    def __init__(self, reader: PairReader, limits: LengthLimits) -> None:
+        self.reader = reader
+        self.limits = limits
+
+    def __call__(self, table: pa.Table, indices: list[int]) -> pa.Table:
+        rows = table.column("row").to_pylist() if "row" in table.column_names else indices
+        names = TOKEN_FIELDS if isinstance(self.reader, IdReader) else Pair._fields
+        pairs = [Pair(*parts) for parts in zip(*(table.column(n).to_pylist() for n in names), strict=True)]
+        records = [
+            self._record(row, encoded) for row, encoded in zip(rows, self.reader.encode(pairs), strict=True)
+        ]
+        schema = _FEATURES.arrow_schema
+        columns = zip(*records, strict=True)
+        arrays = [_array(list(column), field.type) for column, field in zip(columns, schema, strict=True)]
+        return pa.Table.from_arrays(arrays, schema=schema)
+
+    def _record(self, row: int, encoded: EncodedTexts | BadRow) -> tuple[Any, ...]:
+        try:
+            if isinstance(encoded, BadRow):
+                raise encoded
+            whole, num_lost = self.reader.finish(encoded)
+            pair = truncate_pair(whole, self.limits, bos=self.reader.tokenizer.bos_token_id)
+        except BadRow as bad:
+            return (None, None, None, row, False, False, bad.reason, bad.excerpt)
+        return (*pair, row, num_lost > 0, pair != whole, None, None)
+
+
+def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if not pa.types.is_list(kind):
+        return pa.array(values, kind)
+    # Through one flat buffer: Arrow's own conversion of nested Python lists takes several times as long.
+    lengths = [0 if ids is None else len(ids) for ids in values]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    flat = np.fromiter((token for ids in values if ids is not None for token in ids), np.int32, offsets[-1])
+    missing = pa.array([ids is None for ids in values])
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat), type=kind, mask=missing)
