@@ -71,7 +71,8 @@ def _paper_scores(
     for _ in range(updates):
         margins = torch.randn(chains, n, generator=generator)
         tau = (1.0 - momentum) * tau + momentum * torch.quantile(margins, 1.0 - delta, dim=1)
-        p_hat = (margins >= tau[:, None]).double().mean(1)
+        # The controller's own mean is in float32.
+        p_hat = (margins >= tau[:, None]).float().mean(1).double()
         total += torch.tanh(scale * (p_hat - delta))
     return total
 

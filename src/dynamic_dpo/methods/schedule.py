@@ -55,13 +55,25 @@ class ScheduleConfig:
             raise ConfigError(f"drift_per_1000 must be a finite number, got {self.drift_per_1000}")
         if self.warmup_steps < 0:
             raise ConfigError(f"warmup_steps must be at least 0, got {self.warmup_steps}")
+        if self.scope not in ("micro", "step"):
+            raise ConfigError(f"scope must be 'micro' or 'step', got {self.scope!r}")
 
     @classmethod
-    def matched_to(cls, risk: RiskConfig, pairs_per_update: int) -> ScheduleConfig:
-        """Return the schedule whose drift is what ``risk`` shows on noise with batches of that size."""
+    def matched_to(
+        cls, risk: RiskConfig, pairs_per_update: int, *, drift_per_1000: float | str = "match"
+    ) -> ScheduleConfig:
+        """Return the schedule that moves within the bounds of ``risk``.
+
+        Args:
+            risk: The controller to stand in for.
+            pairs_per_update: Pairs in a controller batch.
+            drift_per_1000: The drift; ``"match"`` measures what ``risk`` shows on noise with such batches.
+        """
+        if drift_per_1000 == "match":
+            drift_per_1000 = null_drift(risk, pairs_per_update).per_1000
         return cls(
             beta_0=risk.beta_0,
-            drift_per_1000=null_drift(risk, pairs_per_update).per_1000,
+            drift_per_1000=float(drift_per_1000),
             beta_min=risk.beta_min,
             beta_max=risk.beta_max,
             warmup_steps=risk.warmup_steps,
@@ -114,4 +126,6 @@ class Schedule(PreferenceMethod):
 
     def start_notes(self, updates: int) -> list[str]:
         """Say what the clock is set to."""
-        return [f"schedule: ln beta moves by {self.config.drift_per_1000:+.3f} per 1,000 updates after warm-up"]
+        return [
+            f"schedule: ln beta moves by {self.config.drift_per_1000:+.3f} per 1,000 updates after warm-up"
+        ]

@@ -1,0 +1,324 @@
+"""What every preference method must do, run over the whole table: a new method is held to it by its entry.
+
+A new method needs one line here, its neutral settings in `NEUTRAL`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from dynamic_dpo.errors import CheckpointError, ConfigError
+from dynamic_dpo.methods import (
+    DPO,
+    METHODS,
+    Control,
+    DPOMethodConfig,
+    PairForward,
+    PreferenceMethod,
+    Risk,
+    RiskConfig,
+    Schedule,
+    ScheduleConfig,
+)
+
+Maker = Callable[[], PreferenceMethod]
+
+# Every method as it comes, and settings that pass through each phase within a few updates.
+CASES: dict[str, Maker] = {
+    **METHODS,
+    "dpo-smoothed": lambda: DPO(DPOMethodConfig(label_smoothing=0.1)),
+    "risk-paper-quick": lambda: Risk(RiskConfig(warmup_steps=3, alpha=0.1)),
+    "risk-exact": lambda: Risk(
+        RiskConfig(mode="exact", warmup_steps=3, alpha=0.1, window_multiple=2), pairs_per_update=8
+    ),
+    "risk-exact-drawn-rank": lambda: Risk(
+        RiskConfig(mode="exact", delta=0.1234567, warmup_steps=3, window_multiple=2), pairs_per_update=8
+    ),
+    "schedule-moving": lambda: Schedule(ScheduleConfig(drift_per_1000=50.0, warmup_steps=3)),
+}
+
+# Settings under which each method is plain DPO with beta .1.
+NEUTRAL: dict[str, list[Maker]] = {
+    "dpo": [DPO],
+    "risk": [
+        lambda: Risk(RiskConfig(alpha=0.0, warmup_steps=1)),
+        lambda: Risk(
+            RiskConfig(alpha=0.0, warmup_steps=1, mode="exact", window_multiple=2), pairs_per_update=8
+        ),
+    ],
+    "schedule": [lambda: Schedule(ScheduleConfig(drift_per_1000=0.0, warmup_steps=0))],
+}
+
+
+@pytest.fixture(params=CASES, ids=str)
+def make(request: pytest.FixtureRequest) -> Maker:
+    return CASES[request.param]
+
+
+def forward_of(margins: torch.Tensor, *, reference: float = -30.0) -> PairForward:
+    """Pairs with the given margins, half of each in either log-ratio, and the policy as a leaf with gradient."""
+    ref = torch.full_like(margins, reference)
+    length = torch.full(margins.shape, 10)
+    chosen, rejected = (ref + margins / 2).requires_grad_(), (ref - margins / 2).requires_grad_()
+    return PairForward(chosen, rejected, ref, ref, length, length)
+
+
+def batch(number: int, n: int = 8) -> torch.Tensor:
+    return torch.randn(n, generator=torch.Generator().manual_seed(number)) + 0.02 * number
+
+
+def feed(method: PreferenceMethod, numbers: range) -> list[tuple[dict[str, float], float]]:
+    return [(method.observe(batch(k)), method.beta) for k in numbers]
+
+
+def state_text(method: PreferenceMethod) -> str:
+    return json.dumps(method.state_dict(), allow_nan=False, sort_keys=True)
+
+
+def losses_of(method: PreferenceMethod, forward: PairForward) -> tuple[torch.Tensor, Control]:
+    control = method.control(method.evidence(forward))
+    return method.losses(forward, control), control
+
+
+def test_the_table_names_every_method_by_its_own_name() -> None:
+    assert {name: method.name for name, method in METHODS.items()} == {name: name for name in METHODS}
+
+
+def test_every_method_has_neutral_settings() -> None:
+    assert set(NEUTRAL) == set(METHODS), "give the new method's neutral settings a line in NEUTRAL"
+
+
+def test_shapes_are_as_promised(make: Maker) -> None:
+    method, forward = make(), forward_of(batch(0))
+    losses, control = losses_of(method, forward)
+    assert method.evidence(forward).shape == losses.shape == control.weight.shape == (8,)
+    assert control.beta.shape in {(), (8,)}
+    assert method.scope in {"micro", "step"}
+    assert method.summary()["name"] == method.name
+
+
+def test_evidence_and_control_are_detached(make: Maker) -> None:
+    method, forward = make(), forward_of(batch(0))
+    evidence = method.evidence(forward)
+    control = method.control(evidence)
+    assert not evidence.requires_grad
+    assert not control.beta.requires_grad
+    assert not control.weight.requires_grad
+    assert method.losses(forward, control).requires_grad
+
+
+@pytest.mark.parametrize(
+    "margins",
+    [[1000.0, -1000.0], [-1000.0], [0.0], [0.0] * 8, [5.0] * 3, [1e-30, -1e-30]],
+    ids=["±1000", "one pair", "one zero", "all zero", "ties", "denormal"],
+)
+def test_losses_and_gradients_are_finite(make: Maker, margins: list[float]) -> None:
+    method, forward = make(), forward_of(torch.tensor(margins))
+    losses, _ = losses_of(method, forward)
+    losses.sum().backward()
+    for values in (losses, forward.policy_chosen_logps.grad, forward.policy_rejected_logps.grad):
+        assert values is not None
+        assert torch.isfinite(values).all()
+
+
+@pytest.mark.parametrize("margins", [[1000.0, -1000.0, 3.0], [0.0] * 8, [2.0]])
+def test_extreme_evidence_leaves_a_positive_finite_beta(make: Maker, margins: list[float]) -> None:
+    method = make()
+    for _ in range(150):
+        method.observe(torch.tensor(margins))
+    assert math.isfinite(method.beta)
+    assert method.beta > 0
+    state_text(method)
+
+
+def test_a_better_margin_never_has_a_greater_loss(make: Maker) -> None:
+    losses, _ = losses_of(make(), forward_of(torch.linspace(-4, 4, 9)))
+    assert (losses.diff() <= 0).all()
+
+
+def test_a_swapped_pair_negates_its_margin() -> None:
+    pair = forward_of(batch(3))
+    swapped = PairForward(
+        pair.policy_rejected_logps,
+        pair.policy_chosen_logps,
+        pair.ref_rejected_logps,
+        pair.ref_chosen_logps,
+        pair.rejected_lengths,
+        pair.chosen_lengths,
+    )
+    assert torch.equal(swapped.margins, -pair.margins)
+
+
+def test_deciding_and_losing_change_no_state(make: Maker) -> None:
+    method = make()
+    feed(method, range(6))
+    before, beta = state_text(method), method.beta
+    for k in range(50):
+        losses_of(method, forward_of(batch(k)))
+    assert state_text(method) == before
+    assert method.beta == beta
+
+
+def test_control_is_the_same_for_a_pair_whatever_the_cut(make: Maker) -> None:
+    method = make()
+    feed(method, range(6))
+    if method.needs.batch_evidence:
+        pytest.skip("this method decides on whole batches")
+    whole, _ = losses_of(method, forward_of(batch(7)))
+    parts = [losses_of(method, forward_of(part))[0] for part in batch(7).split(3)]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize("phase", [0, 1, 2, 3, 4, 5, 7, 12])
+def test_state_survives_json_and_goes_on_as_if_nothing_had_happened(make: Maker, phase: int) -> None:
+    uninterrupted, first, second = make(), make(), make()
+    expected = feed(uninterrupted, range(20))
+    feed(first, range(phase))
+    second.load_state_dict(json.loads(state_text(first)))
+    assert state_text(second) == state_text(first)
+    assert second.beta == first.beta
+    assert feed(second, range(phase, 20)) == expected[phase:]
+    assert state_text(second) == state_text(uninterrupted)
+
+
+@pytest.mark.parametrize("phase", [119, 120, 121])
+@pytest.mark.parametrize("name", METHODS)
+def test_default_settings_resume_at_the_end_of_their_warm_up(name: str, phase: int) -> None:
+    uninterrupted, first, second = (METHODS[name]() for _ in range(3))
+    expected = feed(uninterrupted, range(130))
+    feed(first, range(phase))
+    second.load_state_dict(json.loads(state_text(first)))
+    assert feed(second, range(phase, 130)) == expected[phase:]
+
+
+def test_loading_a_state_into_a_used_method_forgets_what_it_had(make: Maker) -> None:
+    fresh, used = make(), make()
+    feed(used, range(40))
+    used.load_state_dict(json.loads(state_text(fresh)))
+    assert feed(used, range(12)) == feed(fresh, range(12))
+
+
+def test_another_methods_state_is_refused(make: Maker) -> None:
+    method = make()
+    if not method.state_dict():
+        pytest.skip("a method without state has nothing to confuse")
+    with pytest.raises(CheckpointError, match=r"resume with the settings|start a new run"):
+        method.load_state_dict({**method.state_dict(), "method": "another"})
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("phase", [0, 2, 3, 12])
+def test_non_finite_evidence_never_enters_the_state(make: Maker, phase: int, bad: float) -> None:
+    clean, poisoned = make(), make()
+    for method in (clean, poisoned):
+        feed(method, range(phase))
+    margins = batch(99)
+    margins[[1, 6]] = bad
+    expected = clean.observe(margins[torch.isfinite(margins)])
+    assert poisoned.observe(margins) == expected
+    assert state_text(poisoned) == state_text(clean)
+
+
+@pytest.mark.parametrize("phase", [0, 3, 12])
+def test_evidence_without_a_finite_value_changes_nothing(make: Maker, phase: int) -> None:
+    method = make()
+    feed(method, range(phase))
+    before = state_text(method)
+    for margins in (torch.full((8,), math.nan), torch.tensor([math.inf]), torch.zeros(0)):
+        method.observe(margins)
+    assert state_text(method) == before
+
+
+def test_readings_are_finite_numbers(make: Maker) -> None:
+    for reading, beta in feed(make(), range(15)):
+        assert all(math.isfinite(value) for value in reading.values())
+        assert reading.get("risk/beta", beta) == beta
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [(name, i) for name in NEUTRAL for i in range(len(NEUTRAL[name]))]
+)
+def test_neutral_settings_are_plain_dpo(name: str, number: int) -> None:
+    method, plain = NEUTRAL[name][number](), DPO(DPOMethodConfig(beta=0.1))
+    feed(method, range(12))
+    ours, theirs = forward_of(batch(1) * 20), forward_of(batch(1) * 20)
+    losses, expected = losses_of(method, ours)[0], losses_of(plain, theirs)[0]
+    torch.testing.assert_close(losses, expected, rtol=1e-6, atol=0)
+    losses.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(
+        ours.policy_chosen_logps.grad, theirs.policy_chosen_logps.grad, rtol=1e-6, atol=1e-9
+    )
+    assert method.beta == pytest.approx(0.1, rel=1e-7)
+
+
+def test_label_smoothing_mixes_the_loss_of_the_swapped_pair() -> None:
+    margins = torch.tensor([2.0], dtype=torch.float64)
+    smoothed, _ = losses_of(DPO(DPOMethodConfig(beta=0.5, label_smoothing=0.1)), forward_of(margins))
+    # beta h = 1: .9 log(1 + e^-1) + .1 log(1 + e)
+    assert smoothed.item() == pytest.approx(
+        0.9 * math.log1p(math.exp(-1)) + 0.1 * math.log1p(math.e), rel=1e-12
+    )
+    for method in (Risk(label_smoothing=0.1), Schedule(label_smoothing=0.1)):
+        same, _ = losses_of(method, forward_of(margins * 5))  # their beta is .1
+        assert same.item() == pytest.approx(smoothed.item(), rel=1e-12)
+
+
+def test_a_control_selects_its_pairs() -> None:
+    weight = torch.tensor([1.0, 2.0, 3.0])
+    index = torch.tensor([2, 0])
+    shared = Control(torch.tensor(0.1), weight).select(index)
+    assert (shared.beta.item(), shared.weight.tolist()) == (pytest.approx(0.1), [3.0, 1.0])
+    assert Control(weight / 10, weight).select(index).beta.tolist() == pytest.approx([0.3, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("delta", 0.0, r"delta must lie in \(0, 1\), got 0.0"),
+        ("delta", 1.0, r"delta must lie in \(0, 1\), got 1.0"),
+        ("delta", math.nan, r"delta must lie in \(0, 1\), got nan"),
+        ("beta_0", 0.0, "beta_0 must be a positive number, got 0.0"),
+        ("beta_0", math.nan, "beta_0 must be a positive number, got nan"),
+        ("beta_0", 3.0, "beta_min <= beta_0 <= beta_max"),
+        ("beta_min", 2.5, "beta_min <= beta_0 <= beta_max"),
+        ("beta_max", 0.05, "beta_min <= beta_0 <= beta_max"),
+        ("momentum", -0.1, r"momentum must lie in \[0, 1\], got -0.1"),
+        ("momentum", math.nan, r"momentum must lie in \[0, 1\], got nan"),
+        ("alpha", -1.0, "alpha must be a finite number >= 0, got -1.0"),
+        ("alpha", math.inf, "alpha must be a finite number >= 0, got inf"),
+        ("gamma", 0.0, "gamma must be a finite number > 0, got 0.0"),
+        ("alpha_scale", 0.0, "alpha_scale must be a finite number > 0, got 0.0"),
+        ("warmup_steps", 0, "warmup_steps must be at least 1, got 0"),
+        ("window_multiple", 1, "window_multiple must be at least 2, got 1"),
+        ("mode", "papr", "mode must be 'paper' or 'exact', got 'papr'"),
+        ("scope", "epoch", "scope must be 'micro' or 'step', got 'epoch'"),
+    ],
+)
+def test_risk_settings_out_of_range_are_refused(setting: str, value: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RiskConfig(**{setting: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("config", "setting", "value"),
+    [
+        (DPOMethodConfig, "beta", 0.0),
+        (DPOMethodConfig, "beta", math.nan),
+        (DPOMethodConfig, "label_smoothing", 0.5),
+        (DPOMethodConfig, "label_smoothing", -0.1),
+        (ScheduleConfig, "beta_0", -1.0),
+        (ScheduleConfig, "beta_max", 0.05),
+        (ScheduleConfig, "drift_per_1000", math.nan),
+        (ScheduleConfig, "warmup_steps", -1),
+        (ScheduleConfig, "scope", "epoch"),
+    ],
+)
+def test_other_settings_out_of_range_are_refused(config: type, setting: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=setting):
+        config(**{setting: value})
