@@ -1,4 +1,4 @@
-"""Generation of outputs and the judge; each part loads when it is first named."""
+"""Generation of outputs, the judge, and the report of a run; each part loads when it is first named."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from dynamic_dpo.eval.gpt_oracle import GPT4Oracle as GPT4Oracle
     from dynamic_dpo.eval.gpt_oracle import Judgement as Judgement
     from dynamic_dpo.eval.lint import lint_output as lint_output
+    from dynamic_dpo.eval.run_report import Sample as Sample
+    from dynamic_dpo.eval.run_report import write_run_report as write_run_report
     from dynamic_dpo.eval.verdict import Verdict as Verdict
     from dynamic_dpo.eval.verdict import parse_verdict as parse_verdict
 
@@ -18,19 +20,23 @@ _HOME = {
     "GPT4Oracle": "gpt_oracle",
     "Generation": "generate",
     "Judgement": "gpt_oracle",
+    "Sample": "run_report",
     "Verdict": "verdict",
     "lint_output": "lint",
     "parse_verdict": "verdict",
+    "write_run_report": "run_report",
 }
 
 __all__ = [
     "GPT4Oracle",
     "Generation",
     "Judgement",
+    "Sample",
     "Verdict",
     "generate",
     "lint_output",
     "parse_verdict",
+    "write_run_report",
 ]
 
 
