@@ -133,7 +133,7 @@ def largest_excess(values: Tensor, oracle: Tensor, dtype: torch.dtype) -> float:
     return float(excess.nan_to_num(nan=torch.inf).max())
 
 
-class inference(AbstractContextManager[None]):  # noqa: N801
+class inference(AbstractContextManager[None]):
     """Evaluation mode without gradients; on leaving, every module is back in the mode it was in."""
 
     def __init__(self, model: nn.Module) -> None:

@@ -6,6 +6,7 @@ computes each chunk's logits again instead of keeping them: memory is one chunk,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class _ChunkedTokenLogps(torch.autograd.Function):
         dtype = _matmul_dtype(hidden)
         cast_weight = weight.to(dtype)
         logps, normalisers = [], []
-        for states, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+        for states, wanted in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True):
             logits = at_least_float32(states.to(dtype) @ cast_weight.T)
             if bias is not None:
                 logits += bias
@@ -96,16 +97,15 @@ def token_logps(head: nn.Module, hidden: Tensor, targets: Tensor, *, chunk: int)
         Log-probabilities in nats, float32 (float64 for float64 states). Shape [N].
     """
     if is_plain_linear(head):
-        logps = _ChunkedTokenLogps.apply(hidden, head.weight, head.bias, targets, chunk)
-        assert isinstance(logps, Tensor)
-        return logps
+        apply: Callable[..., Tensor] = _ChunkedTokenLogps.apply
+        return apply(hidden, head.weight, head.bias, targets, chunk)
 
     def chunk_logps(states: Tensor, wanted: Tensor) -> Tensor:
         logits = at_least_float32(head(states))
         return -F.cross_entropy(logits, wanted, reduction="none")
 
     parts = []
-    for states, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+    for states, wanted in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True):
         if torch.is_grad_enabled():
             parts.append(checkpoint(chunk_logps, states, wanted, use_reentrant=False))
         else:

@@ -147,7 +147,8 @@ def _pack(entries: dict[bytes, ReferenceEntry]) -> bytes:
     values = np.array([entry[:2] for entry in entries.values()], np.float64)
     lengths = np.array([entry[2:] for entry in entries.values()], np.int32)
     keys = np.frombuffer(b"".join(entries), np.uint8).reshape(-1, 32)
-    return pack_shard({"keys": keys, "logps": values, "lengths": lengths})
+    data: bytes = pack_shard({"keys": keys, "logps": values, "lengths": lengths})
+    return data
 
 
 def _unpack(data: bytes, path: Path) -> dict[bytes, ReferenceEntry]:

@@ -8,7 +8,7 @@ Either way a row set says which hidden states predict which completion tokens. M
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -98,21 +98,12 @@ class Rows:
 
     def to(self, device: torch.device | str) -> Rows:
         """Return the rows with every tensor on ``device``."""
-        return Rows(
-            *(
-                tensor.to(device, non_blocking=True)
-                for tensor in (
-                    self.input_ids,
-                    self.position_ids,
-                    self.segments,
-                    self.predictors,
-                    self.targets,
-                    self.owners,
-                )
-            ),
-            num_pairs=self.num_pairs,
-            shared=self.shared,
-        )
+        tensors = {
+            field.name: getattr(self, field.name).to(device, non_blocking=True)
+            for field in fields(self)
+            if isinstance(getattr(self, field.name), Tensor)
+        }
+        return replace(self, **tensors)
 
     def padding_mask(self) -> Tensor:
         """Return 1 where a token stands and 0 on padding. Shape [R, T], int64."""

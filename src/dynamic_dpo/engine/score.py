@@ -123,4 +123,4 @@ def install_pair_scoring(model: nn.Module, score: Callable[[Rows], Tensor]) -> N
         return original(*args, **kwargs)
 
     forward._without_pair_scoring = original  # type: ignore[attr-defined]
-    model.forward = forward  # type: ignore[assignment]
+    model.forward = forward

@@ -127,8 +127,8 @@ def update_beta(
 ) -> BetaUpdate:
     """Move beta by the risk statistic of one controller batch.
 
-    ``beta_new = clip(beta exp(alpha s), beta_min, beta_max)`` with ``u`` and ``s`` of `risk_statistic`. Too many large margins push beta up, which
-    tightens the tie to the reference.
+    ``beta_new = clip(beta exp(alpha s), beta_min, beta_max)`` with ``u`` and ``s`` of
+    `risk_statistic`. Too many large margins push beta up, which tightens the tie to the reference.
 
     Args:
         beta: The current beta.

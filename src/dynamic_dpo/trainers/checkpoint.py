@@ -109,3 +109,20 @@ def check_saved_tokenizer(folder: str | Path, tokenizer: Any) -> None:
             raise CheckpointError(
                 f"the tokenizer saved in {folder} has another {what}: {theirs!r}, not {ours!r}"
             )
+
+
+def save_and_check(trainer: Any, folder: str | Path) -> None:
+    """Save model, tokenizer and template of a trainer to ``folder``, read them back and compare.
+
+    Collective over ranks; the main process compares.
+
+    Raises:
+        CheckpointError: If what was written is not what was trained.
+    """
+    trainer.save_model(str(folder), _internal_call=True)
+    if trainer.is_world_process_zero():
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        if not trainer.is_fsdp_enabled:  # A sharded model's values are on no single rank.
+            check_saved_weights(folder, model)
+        if trainer.processing_class is not None:
+            check_saved_tokenizer(folder, trainer.processing_class)

@@ -12,6 +12,7 @@ logger = logging.getLogger("dynamic_dpo")
 
 TOKENISED = ("prompt_ids", "chosen_ids", "rejected_ids")
 MAX_QUARANTINED = 0.05
+UNLIMITED = 2**31 - 1
 
 
 def prepare_pairs(dataset: Any, tokenizer: Any, truncation: Truncation, num_proc: int | None = None) -> Any:
@@ -50,7 +51,7 @@ def prepare_pairs(dataset: Any, tokenizer: Any, truncation: Truncation, num_proc
     tokenised = tokenize_pairs(
         pairs,
         tokenizer,
-        max_length=truncation.max_length,
+        max_length=truncation.max_length or UNLIMITED,
         max_prompt_length=truncation.max_prompt_length,
         max_completion_length=truncation.max_completion_length,
         truncation_mode=truncation.truncation_mode,
@@ -59,8 +60,12 @@ def prepare_pairs(dataset: Any, tokenizer: Any, truncation: Truncation, num_proc
     )
     quarantine = tokenised.quarantine
     if len(quarantine):
-        logger.warning("%d of %d pairs cannot be used: %s", len(quarantine), total, quarantine.summary())
+        logger.warning(
+            "%d of %d pairs cannot be used: %s", len(quarantine), total, quarantine.summary(total=total)
+        )
     quarantine.raise_if_above(MAX_QUARANTINED, total)
     if len(tokenised.dataset) == 0:
-        raise DataError(f"none of {total} rows is a usable preference pair: {quarantine.summary()}")
+        raise DataError(
+            f"none of {total} rows is a usable preference pair: {quarantine.summary(total=total)}"
+        )
     return tokenised.dataset

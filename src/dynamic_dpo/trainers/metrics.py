@@ -65,7 +65,7 @@ class MetricSums:
             *totals, count = accelerator.reduce(self._sums.float(), reduction="sum").tolist()
             metrics = {name: total / count for name, total in zip(PAIR_METRICS, totals, strict=True)}
         if self._margins:
-            margins = torch.cat(self._margins)
+            margins = torch.cat(self._margins).float()
             finite = margins[torch.isfinite(margins)]
             if finite.numel():
                 low, median, high = torch.quantile(finite[-(2**24) :], torch.tensor([0.1, 0.5, 0.9])).tolist()

@@ -66,9 +66,10 @@ class PolicyAndReference:
         fingerprint: str | None,
     ) -> None:
         self.owns_reference = False
+        policy: Any = model
         if isinstance(model, str):
             source = resolve_model(model)
-            model = load_model(source)
+            policy = load_model(source)
             tokenizer = tokenizer or load_tokenizer(source)
             if ref_model is None:
                 fingerprint = fingerprint or file_fingerprint(source)
@@ -77,23 +78,23 @@ class PolicyAndReference:
             fingerprint = fingerprint or file_fingerprint(source)
             ref_model = load_model(source)
             self.owns_reference = True
-        if ref_model is model:
+        if ref_model is policy:
             raise ModelError("model and ref_model are the same object: leave ref_model out instead")
-        self.tokenizer = tokenizer or _tokenizer_of(model)
+        self.tokenizer = tokenizer or _tokenizer_of(policy)
         self.is_own_reference = ref_model is None
         self.reference_model: Any = ref_model
         # Taken before adapters rename the parameters, so that LoRA and full fine-tuning share a store.
-        self.fingerprint = fingerprint or weights_fingerprint(model if ref_model is None else ref_model)
+        self.fingerprint = fingerprint or weights_fingerprint(policy if ref_model is None else ref_model)
         self.has_fresh_adapter = peft_config is not None
         if peft_config is not None:
-            model = _add_adapter(model, peft_config, gradient_checkpointing)
+            policy = _add_adapter(policy, peft_config, gradient_checkpointing)
         if disable_dropout:
-            for module in model.modules():
+            for module in policy.modules():
                 if isinstance(module, nn.Dropout):
                     module.p = 0.0
         if ref_model is not None:
-            _check_same_vocabulary(model, ref_model)
-        self.model: Any = model
+            _check_same_vocabulary(policy, ref_model)
+        self.model = policy
 
     def build_scorer(self, engine: EngineConfig) -> None:
         """Find out which layout the policy can take and teach it to score rows."""

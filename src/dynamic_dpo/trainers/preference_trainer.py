@@ -75,6 +75,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         ModelError: If a model cannot be loaded or scored.
     """
 
+    train_dataset: Any
+    eval_dataset: Any
+
     def __init__(
         self,
         model: nn.Module | str,
@@ -204,7 +207,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         steps = self.args.max_steps
         if steps <= 0:
             steps = int(-(-len(self.train_dataset) // pairs) * self.args.num_train_epochs)
-        return steps * (self.step_shape.accumulation if self.method.scope == "micro" else 1)
+        return int(steps) * (self.step_shape.accumulation if self.method.scope == "micro" else 1)
 
     # ---- a step ----
 

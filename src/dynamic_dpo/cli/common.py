@@ -1,0 +1,135 @@
+"""What the commands share: arguments, logging, exit codes, and the folder of a run.
+
+A user's mistake ends in one message and exit code 2, an interrupt in 130; a traceback means a fault of ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dynamic_dpo.errors import CheckpointError, ConfigError, DynamicDPOError
+
+logger = logging.getLogger("dynamic_dpo")
+
+
+def is_main_process() -> bool:
+    """Return whether this is the first process of a launch, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int:
+    """Run a command and turn its errors into messages and exit codes.
+
+    Args:
+        command: Takes the arguments, returns the exit code.
+        argv: Arguments without the program's name; ``None`` takes them from the command line.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 a mistake of the user's, 130 interrupted.
+    """
+    _set_up_logging()
+    try:
+        return command(sys.argv[1:] if argv is None else argv)
+    except DynamicDPOError as error:
+        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; what was saved stays, and resume continues from it", file=sys.stderr)
+        return 130
+
+
+def _set_up_logging() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.INFO if is_main_process() else logging.ERROR)
+
+
+def configured_parser(program: str, description: str) -> argparse.ArgumentParser:
+    """Return a parser for ``--config FILE``, overrides and ``--help``, which the command answers itself."""
+    parser = argparse.ArgumentParser(
+        prog=program, description=description, add_help=False, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file of settings; configs/ holds commented ones"
+    )
+    parser.add_argument("-h", "--help", action="store_true", help="show this and every key, then exit")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="settings over the file, e.g. risk_test.delta=0.05"
+    )
+    return parser
+
+
+def read_settings(
+    parser: argparse.ArgumentParser, argv: Sequence[str], *, keys: Callable[[], str]
+) -> dict[str, Any] | None:
+    """Parse the arguments and read the settings.
+
+    Args:
+        parser: From `configured_parser`.
+        argv: The arguments.
+        keys: Gives the description of all keys, for ``--help``.
+
+    Returns:
+        File and overrides as one mapping, unchecked; ``None`` after ``--help`` was shown.
+
+    Raises:
+        ConfigError: If no file is given or it cannot be read.
+    """
+    from dynamic_dpo.config import apply_overrides, load_yaml
+
+    arguments = parser.parse_args(list(argv))
+    if arguments.help:
+        print(parser.format_help())
+        print(keys())
+        return None
+    if not arguments.config:
+        raise ConfigError(f"{parser.prog} needs --config FILE; start from one in configs/")
+    return apply_overrides(load_yaml(arguments.config), arguments.overrides)
+
+
+def claim_output_folder(save_dir: str, *, resume: bool | str) -> str | None:
+    """Make sure the run may write to its folder, and find the checkpoint to resume from.
+
+    Args:
+        save_dir: The run's folder.
+        resume: ``False`` for a new run, ``True`` for the newest checkpoint in the folder, or a checkpoint's.
+
+    Returns:
+        The checkpoint's folder, or ``None`` to start anew.
+
+    Raises:
+        ConfigError: If the folder is a file, or holds something and ``resume`` is false.
+        CheckpointError: If there is nothing to resume from.
+    """
+    folder = Path(save_dir).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"the output folder {save_dir} is a file; choose another save_dir")
+    holds_something = folder.is_dir() and any(folder.iterdir())
+    if isinstance(resume, str):
+        if not Path(resume).is_dir():
+            raise CheckpointError(f"no checkpoint to resume from at {resume}")
+        return resume
+    if not resume:
+        if holds_something and is_main_process():
+            raise ConfigError(
+                f"the output folder {save_dir} is not empty: resume the run in it with resume=true, choose another "
+                "save_dir, or remove it"
+            )
+        return None
+    checkpoints = [path for path in folder.glob("checkpoint-*") if path.name.rsplit("-", 1)[1].isdigit()]
+    if checkpoints:
+        return str(max(checkpoints, key=lambda path: int(path.name.rsplit("-", 1)[1])))
+    if holds_something:
+        raise CheckpointError(
+            f"{save_dir} holds no checkpoint to resume from; remove it or choose another save_dir"
+        )
+    logger.info("nothing to resume in %s yet: starting a new run", save_dir)
+    return None

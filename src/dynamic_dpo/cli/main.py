@@ -1,0 +1,45 @@
+"""``dynamic-dpo COMMAND``: the umbrella over all commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "train-dpo": ("train_dpo", "train a policy on preference pairs"),
+    "train-sft": ("train_sft", "fine-tune a model on conversations"),
+    "evaluate": ("evaluate", "check an evaluation file"),
+    "report": ("report", "write a page and plots from a run's folder"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the named command and return its exit code; 2 for an unknown one."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    name, *rest = arguments
+    if name == "--version":
+        from dynamic_dpo import __version__
+
+        print(f"dynamic-dpo {__version__}")
+        return 0
+    if name not in COMMANDS:
+        print(f"error: unknown command {name!r}\n\n{_usage()}", file=sys.stderr)
+        return 2
+    module = import_module(f"dynamic_dpo.cli.{COMMANDS[name][0]}")
+    return int(module.main(rest))
+
+
+def _usage() -> str:
+    width = max(len(name) for name in COMMANDS)
+    lines = [f"  {name:<{width}}  {meaning}" for name, (_, meaning) in COMMANDS.items()]
+    return "\n".join(
+        ["usage: dynamic-dpo COMMAND ...", "", "commands:", *lines, "", "COMMAND --help says more."]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

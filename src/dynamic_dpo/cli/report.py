@@ -1,0 +1,32 @@
+"""``dynamic-dpo report``: one self-contained page and pictures from the folder of a run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from dynamic_dpo.cli.common import run_command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return run_command(_command, argv)
+
+
+def _command(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="dynamic-dpo report", description="Write report.html and plots/ from the folder of a run."
+    )
+    parser.add_argument("run", metavar="RUN", help="folder of a run: the save_dir of train-dpo")
+    parser.add_argument("--out", metavar="FILE", help="where to write the page; default: RUN/report.html")
+    parser.add_argument("--title", help="heading of the page")
+    arguments = parser.parse_args(list(argv))
+    from dynamic_dpo.eval.run_report import write_run_report
+
+    print(write_run_report(arguments.run, out=arguments.out, title=arguments.title))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""``train-dpo``: from a configuration file and preference rows to a trained, saved and checked policy."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynamic_dpo.cli.common import (
+    claim_output_folder,
+    configured_parser,
+    is_main_process,
+    read_settings,
+    run_command,
+)
+from dynamic_dpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dynamic_dpo.config.schema import TrainingConfig
+
+logger = logging.getLogger("dynamic_dpo")
+
+DESCRIPTION = "Train a policy on preference pairs with DPO whose beta is controlled while training runs."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return run_command(_command, argv)
+
+
+def _command(argv: Sequence[str]) -> int:
+    from dynamic_dpo.config import get_training_config
+
+    settings = read_settings(configured_parser("train-dpo", DESCRIPTION), argv, keys=_keys)
+    if settings is not None:
+        train_dpo(get_training_config(settings))
+    return 0
+
+
+def _keys() -> str:
+    from dynamic_dpo.config.reference import render_help
+
+    return render_help()
+
+
+def train_dpo(config: TrainingConfig) -> Any:
+    """Run a whole training.
+
+    Args:
+        config: Checked settings.
+
+    Returns:
+        The trainer, after training, with the model saved and checked.
+
+    Raises:
+        ConfigError: If the settings cannot be carried out here, or the output folder is taken.
+        DataError: If the data cannot be used.
+        ModelError: If a model cannot be loaded or trained.
+        CheckpointError: If there is nothing to resume from or the saved model is not what was trained.
+    """
+    section = config.dpo_training
+    data = config.dataset
+    if not data.dataset_name:
+        raise ConfigError("dataset.dataset_name is required: a hub name, or a local file or folder of rows")
+    checkpoint = claim_output_folder(section.save_dir, resume=section.resume)
+
+    import torch
+
+    # Before the first operation, so that every thread of every pool has it.
+    torch.set_flush_denormal(True)
+    from dynamic_dpo.cli.building import (
+        build_method,
+        build_peft_config,
+        check_device,
+        check_tokenizers_agree,
+        dpo_arguments,
+        load_policy,
+    )
+    from dynamic_dpo.data import prepare_preferences
+    from dynamic_dpo.engine.config import EngineConfig
+    from dynamic_dpo.trainers.checkpoint import save_and_check
+    from dynamic_dpo.trainers.margin_log import MarginLogConfig
+    from dynamic_dpo.trainers.preference_trainer import PreferenceTrainer
+    from dynamic_dpo.utils.debug import log_dpo_debug_samples
+    from dynamic_dpo.utils.models import file_fingerprint, load_tokenizer, resolve_model
+
+    check_device(config)
+    peft_config = build_peft_config(config)
+    policy, reference = resolve_model(config.policy_name), resolve_model(config.reference_name)
+    own_reference = (policy.location, policy.gguf_file) == (reference.location, reference.gguf_file)
+    tokenizer = load_tokenizer(policy)
+    if not own_reference:
+        check_tokenizers_agree(policy, tokenizer, reference)
+
+    prepared = prepare_preferences(
+        data.dataset_name,
+        tokenizer,
+        subset=data.subset,
+        eval_dataset_name=data.eval_dataset_name,
+        generated_data=data.generated_data,
+        chat_template=data.chat_template,
+        val_ratio=data.val_ratio,
+        seed=data.seed,
+        max_length=data.max_len,
+        max_prompt_length=data.max_prompt_length,
+        max_completion_length=data.max_completion_length,
+        truncation_mode=data.truncation_mode,
+        quarantine_max_share=data.quarantine_max_share,
+        report_dir=section.save_dir if is_main_process() else None,
+        num_proc=config.engine.num_proc,
+    )
+    args = dpo_arguments(config, has_validation=prepared.validation is not None)
+    model = load_policy(config, policy)
+    method = build_method(config, args)
+    log_dir = config.margin_log.log_dir
+    if config.method.name == "dpo" and config.margin_log.dpo_log_dir:
+        log_dir = config.margin_log.dpo_log_dir
+    trainer = PreferenceTrainer(
+        model,
+        None if own_reference else reference.name,
+        args,
+        prepared.train,
+        prepared.validation,
+        tokenizer,
+        peft_config=peft_config,
+        method=method,
+        engine=EngineConfig(
+            layout=config.engine.layout,
+            tokens_per_microbatch=config.engine.tokens_per_microbatch,
+            head_chunk=config.engine.head_chunk,
+            self_check=config.engine.self_check,
+            reference_dir=config.engine.reference_dir,
+        ),
+        margin_log=MarginLogConfig(
+            log_dir=log_dir,
+            jsonl_sample_size=config.margin_log.jsonl_sample_size,
+            save_per_rank=config.margin_log.save_per_rank,
+        ),
+        max_nonfinite=config.method.max_nonfinite,
+        disable_dropout=config.engine.disable_dropout,
+        reference_fingerprint=file_fingerprint(reference),
+        run_config=config.to_dict(),
+    )
+    if is_main_process():
+        config.save(Path(section.save_dir) / "config.yaml")
+        if section.debug_samples:
+            log_dpo_debug_samples(
+                trainer, output_dir=Path(section.save_dir) / "debug", first_n=section.debug_samples
+            )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_state()
+    folder = section.save_dpo_dir or section.save_dir
+    save_and_check(trainer, folder)
+    logger.info("saved and checked: %s", folder)
+    if section.push_to_hub:
+        trainer.push_to_hub()
+    return trainer
+
+
+if __name__ == "__main__":
+    sys.exit(main())

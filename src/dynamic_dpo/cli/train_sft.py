@@ -1,0 +1,130 @@
+"""``train-sft``: supervised fine-tuning on the chosen answers of preference rows, or on conversations."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynamic_dpo.cli.common import (
+    claim_output_folder,
+    configured_parser,
+    is_main_process,
+    read_settings,
+    run_command,
+)
+from dynamic_dpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dynamic_dpo.config.schema import TrainingConfig
+
+logger = logging.getLogger("dynamic_dpo")
+
+DESCRIPTION = "Fine-tune a model on conversations, with the loss on completions only."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return run_command(_command, argv)
+
+
+def _command(argv: Sequence[str]) -> int:
+    from dynamic_dpo.config import get_training_config
+
+    settings = read_settings(configured_parser("train-sft", DESCRIPTION), argv, keys=_keys)
+    if settings is not None:
+        train_sft(get_training_config(settings))
+    return 0
+
+
+def _keys() -> str:
+    from dynamic_dpo.config.reference import render_help
+
+    return render_help()
+
+
+def train_sft(config: TrainingConfig) -> Any:
+    """Run a whole fine-tuning.
+
+    Args:
+        config: Checked settings; ``policy_name``, ``precision``, ``dataset``, ``sft_training`` and ``peft`` are
+            read.
+
+    Returns:
+        The trainer, after training, with the model saved and checked.
+
+    Raises:
+        ConfigError: If the settings cannot be carried out here, or the output folder is taken.
+        DataError: If the data cannot be used.
+        ModelError: If the model cannot be loaded.
+        CheckpointError: If the saved model is not what was trained.
+    """
+    section, data = config.sft_training, config.dataset
+    if not data.dataset_name:
+        raise ConfigError("dataset.dataset_name is required: a hub name, or a local file or folder of rows")
+    resume = section.extra.get("resume_from_checkpoint") or False
+    checkpoint = claim_output_folder(section.save_dir, resume=resume)
+
+    import torch
+
+    torch.set_flush_denormal(True)
+    from trl import SFTConfig
+
+    from dynamic_dpo.cli.building import (
+        build_peft_config,
+        check_device,
+        common_arguments,
+        load_policy,
+        trackers,
+    )
+    from dynamic_dpo.data import prepare_sft
+    from dynamic_dpo.trainers.checkpoint import save_and_check
+    from dynamic_dpo.trainers.sft_trainer import build_sft_trainer
+    from dynamic_dpo.utils.models import load_tokenizer, resolve_model
+
+    check_device(config)
+    peft_config = build_peft_config(config)
+    source = resolve_model(config.policy_name)
+    tokenizer = load_tokenizer(source)
+    prepared = prepare_sft(
+        data.dataset_name,
+        tokenizer,
+        subset=data.subset,
+        val_ratio=data.val_ratio,
+        seed=data.seed,
+        quarantine_max_share=data.quarantine_max_share,
+        report_dir=section.save_dir if is_main_process() else None,
+        num_proc=config.engine.num_proc,
+    )
+    settings = {
+        **common_arguments(config, section),
+        "save_only_model": section.save_only_model,
+        "max_length": section.max_length,
+        "gradient_checkpointing": config.engine.gradient_checkpointing,
+        "report_to": "none",
+        **section.extra,
+    }
+    settings["report_to"] = trackers(settings["report_to"])
+    trainer = build_sft_trainer(
+        load_policy(config, source),
+        SFTConfig(**settings),
+        train_dataset=prepared.train,
+        eval_dataset=prepared.validation,
+        tokenizer=tokenizer,
+        peft_config=peft_config,
+    )
+    if is_main_process():
+        config.save(Path(section.save_dir) / "config.yaml")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_state()
+    save_and_check(trainer, section.save_dir)
+    logger.info("saved and checked: %s", section.save_dir)
+    if section.push_to_hub:
+        trainer.push_to_hub()
+    return trainer
+
+
+if __name__ == "__main__":
+    sys.exit(main())
