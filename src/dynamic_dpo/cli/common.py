@@ -48,7 +48,6 @@ def _set_up_logging() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.handlers = [handler]
-    logger.propagate = False
     logger.setLevel(logging.INFO if is_main_process() else logging.ERROR)
 
 

@@ -1,0 +1,65 @@
+"""Walls of the house that an import linter cannot see."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "dynamic_dpo"
+
+
+def _imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+@pytest.mark.parametrize("folder", ["loss", "methods"])
+def test_loss_and_methods_know_no_ranks(folder: str) -> None:
+    offenders = [
+        str(path.relative_to(SOURCE))
+        for path in (SOURCE / folder).glob("*.py")
+        if any(name.startswith("torch.distributed") for name in _imports(path))
+    ]
+    assert offenders == []
+
+
+def test_trainer_and_engine_name_no_method() -> None:
+    from dynamic_dpo.methods import METHODS
+
+    files = [SOURCE / "trainers" / "preference_trainer.py", *(SOURCE / "engine").glob("*.py")]
+    assert len(files) > 5
+    for path in files:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        imported = {name.rsplit(".", 1)[-1] for name in _imports(path) if "dynamic_dpo.methods" in name}
+        strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        for name, method in METHODS.items():
+            assert method.__name__ not in names | imported, f"{path.name} names {method.__name__}"
+            assert name not in strings, f"{path.name} asks for {name!r}"
+
+
+def test_every_method_stands_under_its_own_name() -> None:
+    from dynamic_dpo.methods import METHODS
+
+    assert {name: method.name for name, method in METHODS.items()} == {name: name for name in METHODS}
+
+
+def test_optional_packages_are_loaded_only_when_used() -> None:
+    optional = ("openai", "vllm", "matplotlib", "bitsandbytes", "wandb")
+    for path in SOURCE.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in tree.body:
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            else:
+                continue
+            assert not [n for n in names if n.split(".")[0] in optional], f"{path} imports {names} at the top"
