@@ -22,6 +22,12 @@ NUM_UPDATES, NUM_WARMUP = 12, 4
 PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.fixture(autouse=True)
+def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw few pixels: what the pictures show does not depend on it, and the time does."""
+    monkeypatch.setattr("dynamic_dpo.eval.run_plots.DPI", 30)
+
+
 def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
