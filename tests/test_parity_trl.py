@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from datasets import Dataset
-from tiny import VOCAB, random_pairs, tiny_llama, word_tokenizer
 from trl import DPOConfig, DPOTrainer
 
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.rows import PairBatch
 from dynamic_dpo.methods import DPO, DPOMethodConfig
 from dynamic_dpo.trainers import PreferenceTrainer
+from tiny import VOCAB, random_pairs, tiny_llama, word_tokenizer
 
 BETA = 0.3
 STEPS = 20
