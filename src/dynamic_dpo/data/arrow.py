@@ -65,12 +65,12 @@ def as_dataset(rows: Dataset | Iterable[Any]) -> Dataset:
     """Return rows as a dataset on disk; a dataset is returned as it is.
 
     Args:
-        rows: A dataset, or any iterable of objects. What JSON cannot express becomes its ``repr``, which is
-            then no object and is quarantined like any other row that is none.
+        rows: A dataset, or any iterable of objects. Arrays become lists; what else JSON cannot express becomes
+            an object that shows it, which is never mistaken for text.
     """
     if isinstance(rows, Dataset):
         return rows
-    return write_json_lines(json.dumps(row, default=repr).encode() for row in rows)
+    return write_json_lines(json.dumps(row, default=_to_json).encode() for row in rows)
 
 
 def decode_rows(table: pa.Table) -> Iterator[Any | BadRow]:
@@ -148,6 +148,10 @@ def move_bad_rows(dataset: Dataset, quarantine: Quarantine) -> Dataset:
         quarantine.add(entry["row"], entry["reason"], entry["excerpt"])
     dataset = dataset.remove_columns(list(PROBLEM_FEATURES))
     return dataset.select(np.delete(np.arange(len(dataset)), bad)) if len(bad) else dataset
+
+
+def _to_json(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else {"not_json": repr(value)}
 
 
 def _in_batches(items: Iterable[bytes], size: int) -> Iterator[list[bytes]]:

@@ -72,8 +72,8 @@ def _array_elements(file: IO[bytes], path: Path) -> Iterator[bytes]:
     while not window.at("]"):
         try:
             element, end = decoder.raw_decode(window.text, window.position)
-            # An element that ends with the window may go on behind it: 12 could be the start of 123.
-            if end == len(window.text) and window.grow():
+            # An element at the window's end may go on behind it: "1." there is read as 1, but begins 1.5.
+            if window.text[end : end + 1] not in (*_BLANK, ",", "]") and window.grow():
                 continue
         except (ValueError, RecursionError) as error:
             if window.grow():

@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import (
     Dataset,
     DatasetDict,
@@ -22,6 +23,7 @@ from datasets import (
     load_dataset,
     load_from_disk,
 )
+from datasets.exceptions import DatasetGenerationError
 
 from dynamic_dpo.data.arrow import scratch_path, write_json_lines
 from dynamic_dpo.data.json_files import read_json_rows
@@ -172,8 +174,8 @@ def _select(subset: str, source: _Files | _Saved, name: str) -> Dataset:
         raise DataError(
             f"subset {subset!r} of {name!r} is not understood ({error}): write {_SUBSET_FORMS}"
         ) from error
-    slices = [rows.select(range(part.from_, max(part.from_, part.to))) for part in parts]
-    return slices[0] if len(slices) == 1 else concatenate_datasets(slices)
+    slices = [rows.select(range(part.from_, part.to)) for part in parts if part.from_ < part.to]
+    return concatenate_datasets(slices) if slices else rows.select([])
 
 
 def _from_hub(name: str, config_name: str | None, subset: str) -> Dataset:
@@ -239,11 +241,11 @@ def _read_nonempty(path: Path) -> Iterator[bytes]:
 
 def _read_parquet(path: Path) -> Dataset:
     try:
-        rows = Dataset.from_parquet(str(path), cache_dir=str(scratch_path("parquet").with_suffix("")))
-    except Exception as error:  # The reader wraps Arrow's errors in types of its own, by version.
+        num_rows = pq.read_metadata(path).num_rows
+        if num_rows:
+            folder = str(scratch_path("parquet").with_suffix(""))
+            return cast(Dataset, Dataset.from_parquet(str(path), cache_dir=folder))
+    except (pa.ArrowException, OSError, DatasetGenerationError) as error:
         cause = error.__cause__ or error
         raise DataError(f"{str(path)!r} is not a readable .parquet file: {cause}") from error
-    if not len(rows):
-        raise DataError(f"{str(path)!r} has no rows")
-    assert isinstance(rows, Dataset)
-    return rows
+    raise DataError(f"{str(path)!r} is empty: it has no rows")

@@ -6,6 +6,7 @@ token by token. Rows, files and splits are known elsewhere, padding and batches 
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -145,6 +146,6 @@ def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
     # Through one flat buffer: Arrow's own conversion of nested Python lists takes several times as long.
     lengths = [0 if ids is None else len(ids) for ids in values]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    flat = np.fromiter((token for ids in values if ids is not None for token in ids), np.int32, offsets[-1])
+    flat = np.fromiter(chain.from_iterable(filter(None, values)), np.int32, offsets[-1])
     missing = pa.array([ids is None for ids in values])
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat), type=kind, mask=missing)

@@ -7,6 +7,7 @@ never loads a tokenizer.
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Any, Final
 
 # Written for this project after the published header format. It inserts no date and no default system
@@ -68,8 +69,9 @@ def parse_hh_to_messages(text: str) -> list[dict[str, str]]:
     tags = list(_HH_TURN.finditer(text))
     before = text[: tags[0].start()].strip() if tags else text.strip()
     messages = [{"role": "system" if tags else "user", "content": before}] if before else []
-    ends = [tag.start() for tag in tags[1:]] + [len(text)]
-    for tag, end in zip(tags, ends, strict=True):
+    for tag, following in pairwise([*tags, None]):
+        assert tag is not None  # Only the last of the list is.
+        end = following.start() if following else len(text)
         messages.append({"role": _HH_ROLES[tag[1]], "content": text[tag.end() : end].strip()})
     if messages and messages[-1] == {"role": "assistant", "content": ""}:
         messages.pop()
