@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -109,18 +110,22 @@ def completion_lengths(rows: Rows) -> Tensor:
     return torch.bincount(rows.owners, minlength=2 * rows.num_pairs).view(rows.num_pairs, 2)
 
 
-def install_pair_scoring(model: nn.Module, score: Callable[[Rows], Tensor]) -> None:
-    """Let ``model(pair_rows=rows)`` return ``score(rows)``; every other call goes to the model as before.
+def install_pair_scoring(model: nn.Module, score: Callable[[nn.Module, Rows], Tensor]) -> None:
+    """Let ``model(pair_rows=rows)`` return ``score(model, rows)``; every other call goes to the model as before.
 
-    Installing again replaces the earlier scoring.
+    Installing again replaces the earlier scoring. A deep copy of the model scores and answers with its own weights.
     """
-    original = getattr(model.forward, "_without_pair_scoring", model.forward)
+    original = getattr(model.forward, "_without_pair_scoring", None)
+    if original is None:
+        bound = model.forward
+        original = getattr(bound, "__func__", None) or (lambda _, *args, **kwargs: bound(*args, **kwargs))
 
     @functools.wraps(original)
-    def forward(*args: Any, pair_rows: Rows | None = None, **kwargs: Any) -> Any:
+    def forward(self: nn.Module, *args: Any, pair_rows: Rows | None = None, **kwargs: Any) -> Any:
         if pair_rows is not None:
-            return score(pair_rows)
-        return original(*args, **kwargs)
+            return score(self, pair_rows)
+        return original(self, *args, **kwargs)
 
     forward._without_pair_scoring = original  # type: ignore[attr-defined]
-    model.forward = forward
+    # A bound method, since copying binds it to the copy; a closure over the model would go on using this one.
+    model.forward = MethodType(forward, model)

@@ -66,7 +66,7 @@ class PairScorer:
                 type(lm).__name__,
                 self.reason,
             )
-        install_pair_scoring(model, lambda rows: self._score_rows(model, rows))
+        install_pair_scoring(model, self._score_rows)
 
     def _score_rows(self, model: nn.Module, rows: Rows) -> Tensor:
         lm = causal_lm(model)
