@@ -103,7 +103,7 @@ def trl_run(folder: Path) -> tuple[Record, Dataset]:
     )
     tokenised = trainer.train_dataset
     for column in ("prompt_ids", "chosen_ids", "rejected_ids"):
-        assert tokenised[column] == rows[column]
+        assert list(tokenised[column]) == list(rows[column])
     trainer.train()
     inputs = trainer.data_collator([tokenised[i] for i in range(16)])
     with torch.no_grad():
