@@ -70,7 +70,7 @@ def dpo_arguments(config: TrainingConfig, *, has_validation: bool) -> Any:
     settings = {
         **common_arguments(config, section),
         "gradient_accumulation_steps": section.gradient_accumulation,
-        "gradient_checkpointing": config.engine.gradient_checkpointing,
+        "activation_checkpointing": config.engine.gradient_checkpointing,
         "max_grad_norm": section.max_grad_norm,
         "eval_strategy": "steps" if evaluates else "no",
         "eval_steps": section.eval_steps if evaluates else None,

@@ -17,6 +17,8 @@ from dynamic_dpo.errors import CheckpointError, ConfigError, DynamicDPOError
 
 logger = logging.getLogger("dynamic_dpo")
 
+DATA_REPORT = ("data_report.json", "quarantine.jsonl")
+
 
 def is_main_process() -> bool:
     """Return whether this is the first process of a launch, or the only one."""
@@ -111,7 +113,8 @@ def claim_output_folder(save_dir: str, *, resume: bool | str) -> str | None:
     folder = Path(save_dir).expanduser()
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"the output folder {save_dir} is a file; choose another save_dir")
-    holds_something = folder.is_dir() and any(folder.iterdir())
+    # A run that stopped at its data leaves only the report on it, and may simply be started again.
+    holds_something = folder.is_dir() and any(path.name not in DATA_REPORT for path in folder.iterdir())
     if isinstance(resume, str):
         if not Path(resume).is_dir():
             raise CheckpointError(f"no checkpoint to resume from at {resume}")

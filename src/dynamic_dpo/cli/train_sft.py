@@ -102,7 +102,7 @@ def train_sft(config: TrainingConfig) -> Any:
         **common_arguments(config, section),
         "save_only_model": section.save_only_model,
         "max_length": section.max_length,
-        "gradient_checkpointing": config.engine.gradient_checkpointing,
+        "activation_checkpointing": config.engine.gradient_checkpointing,
         "report_to": "none",
         **section.extra,
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -67,10 +67,11 @@ class ScheduleConfig:
         Args:
             risk: The controller to stand in for.
             pairs_per_update: Pairs in a controller batch.
-            drift_per_1000: The drift; ``"match"`` measures what ``risk`` shows on noise with such batches.
+            drift_per_1000: The drift; ``"match"`` measures what mode ``paper`` of ``risk`` shows on noise with such
+                batches (mode ``exact`` has none to match).
         """
         if drift_per_1000 == "match":
-            drift_per_1000 = null_drift(risk, pairs_per_update).per_1000
+            drift_per_1000 = null_drift(replace(risk, mode="paper"), pairs_per_update).per_1000
         return cls(
             beta_0=risk.beta_0,
             drift_per_1000=float(drift_per_1000),
