@@ -57,7 +57,8 @@ class MarginGuard:
         finite = torch.isfinite(margins)
         if not bool(finite.all()):
             self._count_nonfinite(margins, rows, finite, step)
-        if step == 0 and self.start_tolerance is not None:
+        # A trainer may train twice: its second run's step 0 is not the policy's start.
+        if step == 0 and not self.policy_moved and self.start_tolerance is not None:
             self._check_start(margins[finite])
         elif self.policy_moved and not self._warned_of_zeros:
             self._check_zeros(margins)

@@ -49,6 +49,7 @@ class PolicyAndReference:
         model: The policy, adapters included.
         tokenizer: The tokenizer.
         is_own_reference: Whether the reference is the policy's own start.
+        starts_as_reference: Whether both start from the same weights, in whatever dtype: margins are then 0.
 
     Raises:
         ModelError: If a model or tokenizer cannot be loaded or the two models do not go together.
@@ -85,6 +86,7 @@ class PolicyAndReference:
         self.reference_model: Any = ref_model
         # Taken before adapters rename the parameters, so that LoRA and full fine-tuning share a store.
         self.fingerprint = fingerprint or weights_fingerprint(policy if ref_model is None else ref_model)
+        self.starts_as_reference = ref_model is None or _same_weights(model, ref_model)
         self.has_fresh_adapter = peft_config is not None
         if peft_config is not None:
             policy = _add_adapter(policy, peft_config, gradient_checkpointing)
@@ -228,3 +230,18 @@ def _check_same_vocabulary(model: Any, reference: Any) -> None:
             f"policy and reference have vocabularies of {ours} and {theirs} tokens: their log-probabilities "
             "cannot be compared. Use a reference with the policy's tokenizer"
         )
+
+
+def _same_weights(model: Any, reference: Any) -> bool:
+    ours, theirs = dict(model.named_parameters()), dict(reference.named_parameters())
+    if ours.keys() != theirs.keys():
+        return False
+
+    def equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+        if a.is_meta or b.is_meta or a.shape != b.shape:
+            return False
+        # What was cast once is compared as cast: a bfloat16 copy of float32 weights is a copy.
+        narrow = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
+        return torch.equal(a.detach().cpu().to(narrow), b.detach().cpu().to(narrow))
+
+    return all(equal(parameter, theirs[name]) for name, parameter in ours.items())

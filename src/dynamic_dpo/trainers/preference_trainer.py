@@ -170,7 +170,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self.ensure_reference()
         if self.engine.self_check:
             self.policy.self_check(self.train_dataset, self.accelerator)
-        if self.method.needs.reference and self.policy.is_own_reference:
+        if self.method.needs.reference and self.policy.starts_as_reference:
             half = self.accelerator.mixed_precision != "no" or self.policy.scorer.dtype.itemsize < 4
             self.guard.start_tolerance = 1.0 if half else 0.01
         for note in self.method.start_notes(self._num_updates_to_expect()):
@@ -365,6 +365,13 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         if "loss" in logs:
             logs = {**logs, "beta": self.method.beta, **self._metric_sums.drain(self.accelerator)}
         super().log(logs, start_time)
+
+    def _maybe_log_save_evaluate(self, tr_loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        logs_now = self.control.should_log
+        super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)
+        if logs_now:
+            # The parent empties its sum by subtracting it from itself: one NaN would stay for the rest of the run.
+            tr_loss.zero_()
 
     # ---- checkpoints and records ----
 
