@@ -360,3 +360,51 @@ def test_fingerprint_follows_the_weights(model_folder: Path, tmp_path: Path) -> 
     assert ours != file_fingerprint(resolve_model(str(other)))
     assert weights_fingerprint(tiny_llama()) == weights_fingerprint(tiny_llama())
     assert weights_fingerprint(tiny_llama()) != weights_fingerprint(tiny_llama(seed=1))
+
+
+def test_metrics_reach_tensorboard_where_asked(config_file: Path, tmp_path: Path) -> None:
+    assert train_dpo.main(["--config", str(config_file), "dpo_training.report=tensorboard"]) == 0
+    events = list((tmp_path / "run").rglob("events.out.tfevents.*"))
+    assert len(events) == 1
+    assert b"rewards/margins" in events[0].read_bytes()
+
+
+def test_a_tracker_that_is_not_installed_is_named(
+    config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None)
+    from dynamic_dpo.cli.building import trackers
+    from dynamic_dpo.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=r"pip install 'dynamic-dpo\[wandb\]'"):
+        trackers(["wandb"])
+    assert trackers("none") == []
+
+
+def test_missing_eos_and_missing_template_are_mistakes_that_say_what_to_do(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = tmp_path / "bare"
+    tiny_llama().save_pretrained(bare)
+    tokenizer = word_tokenizer()
+    tokenizer.eos_token = None
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(bare)
+    assert train_dpo.main(["--config", str(config_file), f"policy_name={bare}"]) == 2
+    assert "eos" in capsys.readouterr().err
+    assert (
+        train_dpo.main(["--config", str(config_file), f"policy_name={bare}", "dataset.chat_template=true"])
+        == 2
+    )
+    assert "chat_template" in capsys.readouterr().err
+
+
+def test_turns_of_100_000_characters_are_cut_not_fatal(config_file: Path, tmp_path: Path) -> None:
+    rows = hh_rows(20)
+    for row in rows[:3]:
+        row["chosen"] += " w7" * 33_000
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    arguments = [f"dataset.dataset_name={path}", "dataset.max_len=32", "dpo_training.max_steps=1"]
+    assert train_dpo.main(["--config", str(config_file), *arguments]) == 0
+    assert summary_of(tmp_path / "run")["reference_computed"] == 20
