@@ -12,8 +12,9 @@ import hashlib
 import torch
 from torch import Tensor
 
-# Large enough to hold the nucleus nearly always, far cheaper to select than a vocabulary is to sort.
-NUCLEUS_GUESS = 512
+# How many tokens are looked at for the nucleus, and how many where the last did not hold it. Selecting a few
+# hundred is far cheaper than sorting a vocabulary, and nearly always enough.
+NUCLEUS_GUESSES = (512, 8192)
 
 
 def row_key(seed: int, prompt: str, sample: int) -> int:
@@ -82,18 +83,33 @@ def sample_tokens(logits: Tensor, keys: Tensor, step: int, *, temperature: float
         >>> sorted(set(tokens.tolist()))
         [0, 1]
     """
-    probs = torch.softmax(logits.double() / temperature, dim=-1)
+    scores = logits.float() / temperature
     if top_p >= 1.0:
-        tokens = torch.arange(probs.shape[-1], device=probs.device).expand_as(probs)
-    else:
-        whole = probs
-        probs, tokens = whole.topk(min(NUCLEUS_GUESS, whole.shape[-1]), dim=-1)
-        if (probs.sum(dim=-1) < top_p).any():
-            probs, tokens = whole.sort(dim=-1, descending=True)
+        everything = torch.arange(scores.shape[-1], device=scores.device).expand_as(scores)
+        return _race(torch.softmax(scores, dim=-1), everything, keys, step)
+    norm = scores.logsumexp(dim=-1, keepdim=True)
+    chosen = torch.empty_like(keys)
+    rows = torch.arange(len(scores), device=scores.device)
+    for guess in (*NUCLEUS_GUESSES, scores.shape[-1]):
+        best, tokens = scores[rows].topk(min(guess, scores.shape[-1]), dim=-1)
+        probs = (best - norm[rows]).double().exp()
         # A token is in the nucleus while the tokens before it have not reached top_p; the first always is.
-        probs = probs * (probs.cumsum(dim=-1) - probs < top_p)
+        reached = probs.cumsum(dim=-1)
+        nucleus = probs * (reached - probs < top_p)
+        holds = reached[:, -1] >= top_p
+        if guess >= scores.shape[-1]:
+            holds.fill_(True)  # Rounding may leave the whole vocabulary a hair short of top_p.
+        chosen[rows[holds]] = _race(nucleus[holds], tokens[holds], keys[rows[holds]], step)
+        rows = rows[~holds]
+        if not len(rows):
+            break
+    return chosen
+
+
+def _race(weights: Tensor, tokens: Tensor, keys: Tensor, step: int) -> Tensor:
+    """Return each row's winner: a token wins in proportion to its weight. [B, K], [B, K], [B] -> [B]."""
     exponential = -torch.log1p(-uniform_noise(keys, step, tokens)).clamp(max=-(2.0**-60))
-    winner = (probs / exponential).argmax(dim=-1, keepdim=True)
+    winner = (weights / exponential).argmax(dim=-1, keepdim=True)
     return tokens.gather(-1, winner).squeeze(-1)
 
 
