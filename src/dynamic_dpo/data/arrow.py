@@ -7,8 +7,10 @@ module knows tables, not what their rows mean.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -35,8 +37,7 @@ _BATCH_SIZE: Final = 1000
 # Starting a worker costs about as much as preparing this many rows.
 _MIN_ROWS_PER_PROCESS: Final = 2000
 
-_scratch: tempfile.TemporaryDirectory[str] | None = None
-_scratch_owner = 0
+_scratch: dict[int, Path] = {}  # By process, so that a forked child neither uses nor removes its parent's.
 
 
 def scratch_path(stem: str) -> Path:
@@ -44,11 +45,16 @@ def scratch_path(stem: str) -> Path:
 
     The folder is made in the system's temporary folder; set ``TMPDIR`` to have it elsewhere.
     """
-    global _scratch, _scratch_owner
-    if _scratch is None or _scratch_owner != os.getpid():
-        _scratch = tempfile.TemporaryDirectory(prefix="dynamic-dpo-")
-        _scratch_owner = os.getpid()
-    return Path(_scratch.name) / f"{stem}-{uuid.uuid4().hex}.arrow"
+    process = os.getpid()
+    if process not in _scratch:
+        _scratch[process] = Path(tempfile.mkdtemp(prefix="dynamic-dpo-"))
+        atexit.register(_remove_scratch, process)
+    return _scratch[process] / f"{stem}-{uuid.uuid4().hex}.arrow"
+
+
+def _remove_scratch(process: int) -> None:
+    if process == os.getpid():
+        shutil.rmtree(_scratch.pop(process), ignore_errors=True)
 
 
 def write_json_lines(lines: Iterable[bytes]) -> Dataset:
