@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny import tiny_gpt2, tiny_llama, word_tokenizer
 
 from dynamic_dpo.cli import evaluate, train_dpo, train_sft
 from dynamic_dpo.cli import main as umbrella
 from dynamic_dpo.utils.models import file_fingerprint, resolve_model, weights_fingerprint
+from tiny import tiny_gpt2, tiny_llama, word_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -63,7 +63,8 @@ PARAMETERS = {
     "dynamic_dpo.loss.risk.risk_test": "p_hat delta",
     "dynamic_dpo.loss.risk.update_beta": "beta p_hat delta alpha n gamma beta_min beta_max",
     "dynamic_dpo.trainers.RiskBetaDPOTrainer": (
-        "model ref_model args train_dataset eval_dataset processing_class callbacks optimizers peft_config dynamic_cfg"
+        "model ref_model args train_dataset eval_dataset processing_class callbacks optimizers peft_config "
+        "dynamic_cfg"
     ),
     "dynamic_dpo.utils.quantile.WarmupQuantileAccumulator": "q",
     "dynamic_dpo.utils.quantile.WarmupQuantileAccumulator.update": "self batch_margins",

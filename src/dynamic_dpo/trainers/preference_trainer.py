@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.rows import PairBatch
 from dynamic_dpo.errors import ModelError
-from dynamic_dpo.methods.base import Control, PreferenceMethod
+from dynamic_dpo.methods.base import PreferenceMethod
 from dynamic_dpo.trainers.arguments import (
     Truncation,
     default_arguments,
@@ -35,11 +34,10 @@ from dynamic_dpo.trainers.datasets import prepare_pairs
 from dynamic_dpo.trainers.evaluation import evaluate_pairs
 from dynamic_dpo.trainers.guards import MarginGuard
 from dynamic_dpo.trainers.margin_log import MarginLogConfig
-from dynamic_dpo.trainers.metrics import MetricSums, gather_ragged, pair_metrics
 from dynamic_dpo.trainers.policy import PolicyAndReference
 from dynamic_dpo.trainers.reference_pass import ReferencePass, collate_pairs
-from dynamic_dpo.trainers.run_summary import SUMMARY_NAME, StepClock, config_hash, peak_memory_bytes, versions
-from dynamic_dpo.utils.files import write_json
+from dynamic_dpo.trainers.run_summary import StepClock, write_run_summary
+from dynamic_dpo.trainers.whole_step import WholeStep
 
 logger = logging.getLogger("dynamic_dpo")
 
@@ -138,12 +136,27 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             if margin_log
             else []
         )
+        self.whole_step = WholeStep(
+            method=method,
+            policy=self.policy,
+            accelerator=self.accelerator,
+            guard=self.guard,
+            device_batch=self.step_shape.device_batch,
+            passes_in_step=self.is_fsdp_enabled,
+        )
         self.run_config = run_config
-        self.num_updates = 0
-        self.num_pairs_seen = 0
         self._num_pairs_before = 0
-        self._metric_sums = MetricSums()
         self._reference: ReferencePass | None = None
+
+    @property
+    def num_updates(self) -> int:
+        """Controller updates so far, those before a resume included."""
+        return self.whole_step.num_updates
+
+    @property
+    def num_pairs_seen(self) -> int:
+        """Pairs trained on so far over all ranks, those before a resume included."""
+        return self.whole_step.num_pairs
 
     def _prepare(self, dataset: Any) -> Any:
         if isinstance(dataset, dict):
@@ -225,88 +238,20 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             The mean loss of this rank's pairs, detached.
         """
         model.train()
-        self.guard.begin_step()
-        pairs = inputs["pairs"]
-        size = len(pairs) if self.method.scope == "step" else self.step_shape.device_batch
-        starts = range(0, len(pairs), size)
-        total = torch.zeros((), device=self.args.device)
-        for start in starts:
-            batch = pairs.select(range(start, min(start + size, len(pairs))))
-            loss_sum, evidence = self._controller_batch(
-                model, batch, num_pairs=len(pairs), ends_step=start == starts[-1]
-            )
-            total = total + loss_sum
-            self._observe(evidence, batch)
-        if self.guard.step_is_bad:
-            # A NaN in one row is a NaN in every gradient: the step is left out, on every rank alike.
-            model.zero_grad()
-        elif self._get_learning_rate() > 0:
+        loss = self.whole_step.run(
+            model, inputs["pairs"], step=self.state.global_step, on_update=self._log_margins
+        )
+        if self._get_learning_rate() > 0 and not self.guard.step_is_bad:
             self.guard.policy_moved = True
-        self.num_pairs_seen += len(pairs) * self.args.world_size
-        return (total / len(pairs)).float()
+        return loss
 
-    def _controller_batch(
-        self, model: nn.Module, batch: PairBatch, *, num_pairs: int, ends_step: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Run forward and backward over one controller batch; return its loss sum and its evidence [B]."""
-        plan = self.policy.scorer.plan(batch, at_least=self._microbatches_to_agree_on(batch))
-        control = self._control_before_loss(model, batch, plan) if self.method.needs.batch_evidence else None
-        seen, loss_sum = [], torch.zeros((), device=self.args.device)
-        for number, microbatch in enumerate(plan):
-            with self._gradient_sync(model, last=ends_step and number == len(plan) - 1):
-                with self.accelerator.autocast():
-                    forward = self.policy.forward(model, batch.select(microbatch))
-                evidence = self.method.evidence(forward)
-                decided = (
-                    control.select(torch.tensor(microbatch, device=evidence.device))
-                    if control
-                    else self.method.control(evidence)
-                )
-                losses = self.method.losses(forward, decided)
-                self.accelerator.backward(losses.sum() / num_pairs)
-            seen.append(evidence)
-            loss_sum = loss_sum + losses.detach().sum()
-            self._metric_sums.add_pairs(pair_metrics(forward, decided))
-        return loss_sum, _in_order(seen, plan)
-
-    def _control_before_loss(self, model: nn.Module, batch: PairBatch, plan: list[list[int]]) -> Control:
-        """Score the whole controller batch without gradients and let the method decide on all ranks' pairs."""
-        with torch.no_grad(), self.accelerator.autocast():
-            seen = [self.method.evidence(self.policy.forward(model, batch.select(part))) for part in plan]
-        evidence = _in_order(seen, plan)
-        size = torch.tensor([len(evidence)], device=evidence.device)
-        sizes = gather_ragged(self.accelerator, size).tolist()
-        control = self.method.control(gather_ragged(self.accelerator, evidence))
-        first = sum(sizes[: self.args.process_index])
-        return control.select(torch.arange(first, first + len(evidence), device=evidence.device))
-
-    def _microbatches_to_agree_on(self, batch: PairBatch) -> int:
-        """Return how many micro-batches every rank must make: sharded models run their passes in step."""
-        if not self.is_fsdp_enabled:
-            return 1
-        mine = torch.tensor([len(self.policy.scorer.plan(batch))], device=self.args.device)
-        return int(self.accelerator.gather(mine).max())
-
-    def _gradient_sync(self, model: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
-        # Ranks exchange gradients once a step, with its last micro-batch.
-        context: AbstractContextManager[Any] = nullcontext() if last else self.accelerator.no_sync(model)
-        return context
-
-    def _observe(self, evidence: Tensor, batch: PairBatch) -> None:
-        """Hand the method one controller batch, all ranks' pairs, and log what it made of it."""
-        margins = gather_ragged(self.accelerator, evidence).cpu()
-        local_rows = torch.tensor(batch.rows, device=evidence.device)
-        rows = gather_ragged(self.accelerator, local_rows).tolist()
-        self.guard.look_at(margins, rows, step=self.state.global_step)
-        reading = self.method.observe(margins)
-        self.num_updates += 1
-        self._metric_sums.add_update(margins, reading)
+    def _log_margins(self, margins: Tensor, local: Tensor, update: int, reading: dict[str, float]) -> None:
         for log in self.margin_logs:
             log.write(
-                evidence if log.local else margins,
+                local if log.local else margins,
                 epoch=int(self.state.epoch or 0),
                 step=self.state.global_step + 1,
-                update=self.num_updates,
+                update=update,
                 reading={"beta": self.method.beta, **reading},
             )
 
@@ -363,7 +308,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics gathered since the last entry to a training entry, then log it."""
         if "loss" in logs:
-            logs = {**logs, "beta": self.method.beta, **self._metric_sums.drain(self.accelerator)}
+            logs = {**logs, "beta": self.method.beta, **self.whole_step.metrics.drain(self.accelerator)}
         super().log(logs, start_time)
 
     def _maybe_log_save_evaluate(self, tr_loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -396,8 +341,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         state = load_controller_state(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.method.load_state_dict(state["method"])
-        self.num_updates = int(state["num_updates"])
-        self.num_pairs_seen = self._num_pairs_before = int(state["num_pairs_seen"])
+        self.whole_step.num_updates = int(state["num_updates"])
+        self.whole_step.num_pairs = self._num_pairs_before = int(state["num_pairs_seen"])
         self.guard.num_nonfinite = int(state["num_nonfinite"])
         for log in self.margin_logs:
             log.resume_at(self.num_updates)
@@ -406,11 +351,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         """Write the run's record to the output folder."""
         if not self.is_world_process_zero():
             return
-        trained, seconds = self.num_pairs_seen - self._num_pairs_before, self.step_clock.seconds
         margin_log = next((log for log in self.margin_logs if not log.local), None)
-        summary = {
+        facts = {
             "method": self.method.summary(),
-            "pairs_per_second": trained / seconds if seconds else None,
             "optimizer_steps": self.state.global_step,
             "pairs_seen": self.num_pairs_seen,
             "controller_updates": self.num_updates,
@@ -418,9 +361,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             "reference_computed": self._reference.num_computed if self._reference else 0,
             "reference_reused": self._reference.num_reused if self._reference else 0,
             "nonfinite_margins": self.guard.num_nonfinite,
-            "peak_memory_bytes": peak_memory_bytes(),
             "beta_final": self.method.beta,
-            "training_seconds": seconds,
             "wall_seconds": time.time() - self._wall_start,
             "num_ranks": self.args.world_size,
             "layout": self.policy.scorer.layout,
@@ -428,13 +369,11 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             "flush_denormal": self.flush_denormal,
             "margins_path": str(margin_log.margins_path) if margin_log else None,
             "controller_path": str(margin_log.controller_path) if margin_log else None,
-            "versions": versions(),
-            "config_hash": config_hash(self.run_config or {"args": self.args.to_dict()}),
         }
-        write_json(Path(self.args.output_dir) / SUMMARY_NAME, summary)
-
-
-def _in_order(parts: Sequence[Tensor], plan: Sequence[Sequence[int]]) -> Tensor:
-    """Undo the plan's sorting: values by micro-batch back to the batch's own order. Shape [B]."""
-    order = torch.tensor([index for part in plan for index in part], device=parts[0].device)
-    return torch.empty_like(torch.cat(list(parts))).index_copy(0, order, torch.cat(list(parts)))
+        write_run_summary(
+            self.args.output_dir,
+            facts,
+            pairs_trained=self.num_pairs_seen - self._num_pairs_before,
+            training_seconds=self.step_clock.seconds,
+            config=self.run_config or {"args": self.args.to_dict()},
+        )

@@ -10,10 +10,13 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
+
+from dynamic_dpo.utils.files import write_json
 
 SUMMARY_NAME = "run_summary.json"
 PACKAGES = ("dynamic-dpo", "torch", "transformers", "trl", "datasets", "accelerate", "peft")
@@ -60,3 +63,34 @@ def config_hash(config: Mapping[str, Any]) -> str:
     """Return a SHA-256 over a configuration's canonical JSON."""
     text = json.dumps(config, sort_keys=True, default=str, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_run_summary(
+    folder: str | Path,
+    facts: Mapping[str, Any],
+    *,
+    pairs_trained: int,
+    training_seconds: float,
+    config: Mapping[str, Any],
+) -> Path:
+    """Write the run's record, ``run_summary.json``.
+
+    Args:
+        folder: The run's output folder.
+        facts: What the trainer knows of the run.
+        pairs_trained: Pairs trained on by this process group, those before a resume left out.
+        training_seconds: Seconds spent inside optimizer steps for them.
+        config: The run's configuration, to be hashed.
+
+    Returns:
+        The file written.
+    """
+    summary = {
+        **facts,
+        "pairs_per_second": pairs_trained / training_seconds if training_seconds else None,
+        "training_seconds": training_seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "versions": versions(),
+        "config_hash": config_hash(config),
+    }
+    return write_json(Path(folder) / SUMMARY_NAME, summary)

@@ -1,0 +1,159 @@
+"""One optimizer step on one rank: controller batches, their micro-batches, gradients, and what the method learns.
+
+The order is the paper's: beta from before, losses and gradients of a controller batch, then its margins, of all
+ranks, to the controller. Knows the seam of methods, the engine and the accelerator; no Hugging Face trainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynamic_dpo.engine.rows import PairBatch
+from dynamic_dpo.methods.base import Control, PreferenceMethod
+from dynamic_dpo.trainers.guards import MarginGuard
+from dynamic_dpo.trainers.metrics import MetricSums, gather_ragged, pair_metrics
+from dynamic_dpo.trainers.policy import PolicyAndReference
+
+# Told of each controller update: all ranks' margins (CPU), this rank's, the update's number, the method's reading.
+OnUpdate = Callable[[Tensor, Tensor, int, dict[str, float]], None]
+
+
+class WholeStep:
+    """Runs optimizer steps and counts what they did.
+
+    Args:
+        method: Gives beta and losses, and learns.
+        policy: Scores pairs.
+        accelerator: The trainer's accelerator.
+        guard: Looks at the margins before the method does.
+        device_batch: Pairs of a controller batch on one rank in scope ``micro``.
+        passes_in_step: Whether ranks must run the same number of passes, as sharded models do.
+
+    Attributes:
+        metrics: Sums since the last log entry.
+        num_updates: Controller updates so far.
+        num_pairs: Pairs trained on so far, over all ranks.
+    """
+
+    def __init__(
+        self,
+        *,
+        method: PreferenceMethod,
+        policy: PolicyAndReference,
+        accelerator: Any,
+        guard: MarginGuard,
+        device_batch: int,
+        passes_in_step: bool,
+    ) -> None:
+        self.method = method
+        self.policy = policy
+        self.accelerator = accelerator
+        self.guard = guard
+        self.device_batch = device_batch
+        self.passes_in_step = passes_in_step
+        self.metrics = MetricSums()
+        self.num_updates = 0
+        self.num_pairs = 0
+
+    def run(self, model: nn.Module, pairs: PairBatch, *, step: int, on_update: OnUpdate) -> Tensor:
+        """Form the gradient of one optimizer step and let the method learn from its controller batches.
+
+        Args:
+            model: The policy, wrapped as the accelerator wants it.
+            pairs: This rank's pairs of the step.
+            step: Optimizer steps made so far.
+            on_update: Told of each controller update.
+
+        Returns:
+            The mean loss of this rank's pairs, detached. Shape [].
+        """
+        self.guard.begin_step()
+        size = len(pairs) if self.method.scope == "step" else self.device_batch
+        starts = range(0, len(pairs), size)
+        total = torch.zeros((), device=self.accelerator.device)
+        for start in starts:
+            batch = pairs.select(range(start, min(start + size, len(pairs))))
+            loss_sum, evidence = self._controller_batch(
+                model, batch, num_pairs=len(pairs), ends_step=start == starts[-1]
+            )
+            total = total + loss_sum
+            self._observe(evidence, batch, step, on_update)
+        if self.guard.step_is_bad:
+            # A NaN in one row is a NaN in every gradient: the step is left out, on every rank alike.
+            model.zero_grad()
+        self.num_pairs += len(pairs) * self.accelerator.num_processes
+        return (total / len(pairs)).float()
+
+    def _controller_batch(
+        self, model: nn.Module, batch: PairBatch, *, num_pairs: int, ends_step: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Run forward and backward over one controller batch; return its loss sum and its evidence [B]."""
+        method = self.method
+        plan = self.policy.scorer.plan(batch, at_least=self._passes_to_agree_on(batch))
+        control = self._control_before_loss(model, batch, plan) if method.needs.batch_evidence else None
+        seen, loss_sum = [], torch.zeros((), device=self.accelerator.device)
+        for number, microbatch in enumerate(plan):
+            with self._gradient_sync(model, last=ends_step and number == len(plan) - 1):
+                with self.accelerator.autocast():
+                    forward = self.policy.forward(model, batch.select(microbatch))
+                evidence = method.evidence(forward)
+                decided = (
+                    control.select(torch.tensor(microbatch, device=evidence.device))
+                    if control
+                    else method.control(evidence)
+                )
+                losses = method.losses(forward, decided)
+                self.accelerator.backward(losses.sum() / num_pairs)
+            seen.append(evidence)
+            loss_sum = loss_sum + losses.detach().sum()
+            self.metrics.add_pairs(pair_metrics(forward, decided))
+        return loss_sum, in_order(seen, plan)
+
+    def _control_before_loss(self, model: nn.Module, batch: PairBatch, plan: list[list[int]]) -> Control:
+        """Score the whole controller batch without gradients and let the method decide on all ranks' pairs."""
+        with torch.no_grad(), self.accelerator.autocast():
+            seen = [self.method.evidence(self.policy.forward(model, batch.select(part))) for part in plan]
+        evidence = in_order(seen, plan)
+        size = torch.tensor([len(evidence)], device=evidence.device)
+        sizes = gather_ragged(self.accelerator, size).tolist()
+        control = self.method.control(gather_ragged(self.accelerator, evidence))
+        first = sum(sizes[: self.accelerator.process_index])
+        return control.select(torch.arange(first, first + len(evidence), device=evidence.device))
+
+    def _passes_to_agree_on(self, batch: PairBatch) -> int:
+        if not self.passes_in_step:
+            return 1
+        mine = torch.tensor([len(self.policy.scorer.plan(batch))], device=self.accelerator.device)
+        return int(self.accelerator.gather(mine).max())
+
+    def _gradient_sync(self, model: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
+        # Ranks exchange gradients once a step, with its last micro-batch.
+        context: AbstractContextManager[Any] = nullcontext() if last else self.accelerator.no_sync(model)
+        return context
+
+    def _observe(self, evidence: Tensor, batch: PairBatch, step: int, on_update: OnUpdate) -> None:
+        """Hand the method one controller batch, all ranks' pairs."""
+        margins = gather_ragged(self.accelerator, evidence).cpu()
+        local_rows = torch.tensor(batch.rows, device=evidence.device)
+        self.guard.look_at(margins, gather_ragged(self.accelerator, local_rows).tolist(), step=step)
+        reading = self.method.observe(margins)
+        self.num_updates += 1
+        self.metrics.add_update(margins, reading)
+        on_update(margins, evidence, self.num_updates, reading)
+
+
+def in_order(parts: Sequence[Tensor], plan: Sequence[Sequence[int]]) -> Tensor:
+    """Undo a plan's sorting: values by micro-batch back to the batch's own order. Shape [B].
+
+    Example:
+        >>> in_order([torch.tensor([3.0, 1.0]), torch.tensor([2.0])], [[2, 0], [1]])
+        tensor([1., 2., 3.])
+    """
+    values = torch.cat(list(parts))
+    order = torch.tensor([index for part in plan for index in part], device=values.device)
+    return torch.empty_like(values).index_copy(0, order, values)
