@@ -25,7 +25,7 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from dynamic_dpo.engine.capability import detect_capability, inference, largest_excess
+from dynamic_dpo.engine.capability import detect_capability, inference, largest_excess, reason_against_sharing
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.rows import PairBatch, plain_rows, shared_rows
 from dynamic_dpo.engine.score import attention_mask, causal_lm, completion_lengths, install_pair_scoring
@@ -249,6 +249,22 @@ def test_a_trial_catches_a_model_whose_configuration_promises_too_much() -> None
     capability = detect_capability(model)
     assert (capability.shared, capability.separate_head) == (False, True)
     assert "a trial with shared prefixes gave other log-probabilities" in capability.reason
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "reason"),
+    [
+        ("is_encoder_decoder", True, "encoder-decoder"),
+        ("_attn_implementation_internal", "flash_attention_2", "'flash_attention_2' takes no block mask"),
+        ("sliding_window", 8, "sliding window of 8 tokens"),
+    ],
+)
+def test_a_configuration_can_forbid_sharing(setting: str, value: object, reason: str) -> None:
+    model = tiny_llama()
+    setattr(model.config, setting, value)
+    assert reason in str(reason_against_sharing(model))
+    model.config = tiny_llama().config
+    assert reason_against_sharing(model) is None
 
 
 def test_a_projection_between_hidden_state_and_head_is_not_bypassed() -> None:

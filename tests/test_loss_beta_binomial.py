@@ -6,6 +6,7 @@ import math
 from fractions import Fraction
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import betabinom
@@ -14,6 +15,12 @@ from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.loss.beta_binomial import exceedance_law, exceedance_scores, reference_window
 
 DELTAS = {"0.01": Fraction(1, 100), "0.05": Fraction(1, 20), "0.1": Fraction(1, 10), "0.2": Fraction(1, 5)}
+
+
+@pytest.fixture(autouse=True)
+def _subnormal_numbers() -> None:
+    # A trainer in an earlier test has set the process to flush them; drawing floats needs them.
+    torch.set_flush_denormal(False)
 
 
 @pytest.mark.parametrize(("delta", "exact_delta"), DELTAS.items())

@@ -19,6 +19,12 @@ nats = st.floats(-500, 500, width=32)
 four_logps = st.lists(st.tuples(nats, nats, nats, nats), min_size=1, max_size=8)
 
 
+@pytest.fixture(autouse=True)
+def _subnormal_numbers() -> None:
+    # A trainer in an earlier test has set the process to flush them; drawing floats needs them.
+    torch.set_flush_denormal(False)
+
+
 def columns(rows: list[tuple[float, ...]], dtype: torch.dtype = torch.float32) -> list[Tensor]:
     return [torch.tensor(column, dtype=dtype) for column in zip(*rows, strict=True)]
 

@@ -20,6 +20,7 @@ from dynamic_dpo.errors import ConfigError, DataError, ModelError, NonFiniteErro
 from dynamic_dpo.methods import DPO, PreferenceMethod, Risk, RiskConfig
 from dynamic_dpo.methods.base import Control, Needs
 from dynamic_dpo.trainers import PreferenceTrainer, RiskBetaDPOConfig, RiskBetaDPOTrainer
+from dynamic_dpo.trainers.arguments import default_arguments
 from dynamic_dpo.trainers.margin_log import MarginLogConfig
 from tiny import random_pairs, tiny_gpt2, tiny_llama, training_arguments, word_tokenizer
 
@@ -213,6 +214,44 @@ def test_gradient_checkpointing_changes_no_loss(tmp_path: Path, adapter: bool) -
     plain = losses(tmp_path / "a", checkpointing=False)
     assert losses(tmp_path / "b", checkpointing=True) == pytest.approx(plain, rel=1e-5)
     assert plain[0] != plain[-2]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> list[str]:
+    """Two models on disk, by name."""
+    for seed in (0, 1):
+        tiny_llama(seed=seed).save_pretrained(tmp_path / f"model-{seed}")
+        word_tokenizer().save_pretrained(tmp_path / f"model-{seed}")
+    return [str(tmp_path / f"model-{seed}") for seed in (0, 1)]
+
+
+def test_models_are_taken_by_name_and_a_loaded_reference_is_let_go(tmp_path: Path, saved: list[str]) -> None:
+    rows = random_pairs(6, seed=5)
+    trainer = make(tmp_path, model=saved[0], ref_model=saved[1], processing_class=None, eval_dataset=rows)
+    assert trainer.processing_class.eos_token == "</s>"
+    trainer.train()
+    margins = margins_of(trainer.model, tiny_llama(seed=1), rows)
+    assert trainer.evaluate()["eval_margins/mean"] == pytest.approx(sum(margins) / 6, rel=1e-4)
+    assert trainer.policy.reference_model is None
+    with pytest.raises(ModelError, match="the reference is gone"):
+        trainer.evaluate(random_pairs(5, seed=3))
+
+
+def test_one_name_for_both_is_the_policys_own_start(tmp_path: Path, saved: list[str]) -> None:
+    trainer = make(tmp_path, model=saved[0], ref_model=saved[0], args={"max_steps": 1})
+    trainer.train()
+    assert trainer.guard.start_tolerance == 0.01
+    again = make(tmp_path / "again", model=saved[0], args={"max_steps": 1})
+    again.train()
+    summary = json.loads((tmp_path / "again" / "run_summary.json").read_text())
+    assert (summary["reference_computed"], summary["reference_reused"]) == (0, 24)
+
+
+def test_without_arguments_the_trainer_runs_on_this_machine() -> None:
+    args = default_arguments()
+    assert args.output_dir == "dpo_output"
+    assert args.use_cpu is not torch.cuda.is_available()
+    assert args.bf16 is torch.cuda.is_available()
 
 
 def test_dropout_is_off_unless_asked_for(tmp_path: Path) -> None:

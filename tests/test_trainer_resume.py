@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig
 from transformers import TrainerCallback
 
+from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.errors import CheckpointError
 from dynamic_dpo.methods import DPO, PreferenceMethod, Risk, RiskConfig
 from dynamic_dpo.trainers import PreferenceTrainer
@@ -78,11 +79,27 @@ def numbers(trainer: PreferenceTrainer) -> list[tuple[float, ...]]:
     return [tuple(entry[key] for key in kept) for entry in trainer.state.log_history if "loss" in entry]
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3, 5])
-@pytest.mark.parametrize(("mode", "scope"), [("paper", "micro"), ("paper", "step"), ("exact", "micro")])
-def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, mode: str, scope: str, stop: int) -> None:
-    whole = make(tmp_path / "whole", controller(mode, scope))
+@pytest.fixture(
+    scope="module",
+    params=[("paper", "micro"), ("paper", "step"), ("exact", "micro")],
+    ids=lambda p: "-".join(p),
+)
+def uninterrupted(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, str, PreferenceTrainer]:
+    mode, scope = request.param
+    folder = tmp_path_factory.mktemp("whole")
+    engine = EngineConfig(reference_dir=str(folder / "reference"))
+    whole = make(folder, controller(mode, scope), engine=engine)
     whole.train()
+    return mode, scope, whole
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 5])
+def test_a_resumed_run_equals_the_uninterrupted_one(
+    tmp_path: Path, uninterrupted: tuple[str, str, PreferenceTrainer], stop: int
+) -> None:
+    mode, scope, whole = uninterrupted
     assert whole.state.global_step == 8
 
     make(tmp_path / "parts", controller(mode, scope), callbacks=[StopAfter(stop)]).train()
@@ -96,7 +113,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, mode: str, s
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], weight), name
     for name in ("margins.jsonl", "controller.jsonl"):
-        expected, ours = (lines(tmp_path / run / "logs" / "margins" / name) for run in ("whole", "parts"))
+        runs = (Path(whole.args.output_dir), tmp_path / "parts")
+        expected, ours = (lines(run / "logs" / "margins" / name) for run in runs)
         assert len(ours) == whole.num_updates
         for line in (*expected, *ours):
             line.pop("npy", None)

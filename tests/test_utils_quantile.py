@@ -15,6 +15,12 @@ from dynamic_dpo.utils.quantile import EMAUpdate, WarmupQuantileAccumulator
 margins = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=30)
 
 
+@pytest.fixture(autouse=True)
+def _subnormal_numbers() -> None:
+    # A trainer in an earlier test has set the process to flush them; drawing floats needs them.
+    torch.set_flush_denormal(False)
+
+
 @settings(deadline=None, max_examples=80)
 @given(batches=st.lists(margins, min_size=1, max_size=6), q=st.floats(0, 1))
 def test_the_warm_up_gives_numpys_quantile_of_everything_collected(

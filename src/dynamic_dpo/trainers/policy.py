@@ -86,7 +86,7 @@ class PolicyAndReference:
         self.reference_model: Any = ref_model
         # Taken before adapters rename the parameters, so that LoRA and full fine-tuning share a store.
         self.fingerprint = fingerprint or weights_fingerprint(policy if ref_model is None else ref_model)
-        self.starts_as_reference = ref_model is None or _same_weights(model, ref_model)
+        self.starts_as_reference = ref_model is None or _same_weights(policy, ref_model)
         self.has_fresh_adapter = peft_config is not None
         if peft_config is not None:
             policy = _add_adapter(policy, peft_config, gradient_checkpointing)
