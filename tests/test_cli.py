@@ -408,3 +408,11 @@ def test_turns_of_100_000_characters_are_cut_not_fatal(config_file: Path, tmp_pa
     arguments = [f"dataset.dataset_name={path}", "dataset.max_len=32", "dpo_training.max_steps=1"]
     assert train_dpo.main(["--config", str(config_file), *arguments]) == 0
     assert summary_of(tmp_path / "run")["reference_computed"] == 20
+
+
+def test_no_reference_is_scored_for_a_validation_set_that_is_never_looked_at(
+    config_file: Path, tmp_path: Path
+) -> None:
+    assert train_dpo.main(["--config", str(config_file), "dpo_training.eval_steps=null"]) == 0
+    report = json.loads((tmp_path / "run" / "data_report.json").read_text())
+    assert 0 < summary_of(tmp_path / "run")["reference_computed"] < NUM_ROWS, report
