@@ -85,7 +85,7 @@ class MemoryWatch(threading.Thread):
 
     def run(self) -> None:
         """Sample until stopped."""
-        while not self.stopped.wait(0.1):
+        while not self.stopped.wait(0.5):
             sums = [self._memory(pid) for pid in self._family()]
             self.peak_resident = max(self.peak_resident, sum(resident for resident, _ in sums))
             self.peak_private = max(self.peak_private, sum(private for _, private in sums))
