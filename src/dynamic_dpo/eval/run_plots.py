@@ -184,6 +184,7 @@ def _canvas(xlabel: str, ylabel: str, size: tuple[float, float] = SIZE_INCHES) -
     """Return empty axes in the report's style, and the function that turns them into a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     # Not pyplot: a report must not touch the figures or the backend of the program that asks for it.
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
@@ -192,6 +193,7 @@ def _canvas(xlabel: str, ylabel: str, size: tuple[float, float] = SIZE_INCHES) -
     axes.set_xlabel(xlabel, color=INK)
     axes.set_ylabel(ylabel, color=INK)
     axes.tick_params(colors=INK)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))  # There is no step 1.25.
     axes.grid(axis="y", color=GREY, alpha=0.45, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)

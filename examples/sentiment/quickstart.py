@@ -1,0 +1,178 @@
+"""Train a small model to write kinder reviews and look at what came of it.
+
+    python examples/sentiment/quickstart.py [KEY=VALUE ...]
+
+It samples reviews from SmolLM2-135M-Instruct for prompts that training never sees, trains on ``pairs.jsonl``
+with a risk-controlled beta, samples again, prints a short table and writes ``report.html`` with pictures into
+the run's folder. Settings are in ``quickstart.yaml``; ``KEY=VALUE`` changes one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynamic_dpo.cli.common import run_command
+
+if TYPE_CHECKING:
+    from dynamic_dpo.eval.generate import Generation
+
+HERE = Path(__file__).resolve().parent
+# As the pairs were sampled, but with another seed.
+SAMPLING = {"temperature": 0.8, "top_p": 0.95, "max_new_tokens": 40, "seed": 1}
+NUM_SHOWN = 12
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the quickstart and return its exit code."""
+    return run_command(_command, argv)
+
+
+def _command(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description="Train a small model to write kinder reviews.")
+    parser.add_argument("--prompts", type=int, default=64, help="how many held-out prompts to sample")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings over quickstart.yaml")
+    arguments = parser.parse_args(list(argv))
+    started = time.monotonic()
+
+    from dynamic_dpo.cli.train_dpo import train_dpo
+    from dynamic_dpo.config import apply_overrides, get_training_config, load_yaml
+    from dynamic_dpo.eval import generate, write_run_report
+    from dynamic_dpo.utils.models import load_model, load_tokenizer, resolve_model
+
+    settings = load_yaml(HERE / "quickstart.yaml")
+    settings["dataset"]["dataset_name"] = str(HERE / "pairs.jsonl")
+    config = get_training_config(apply_overrides(settings, arguments.overrides))
+    run_dir = Path(config.dpo_training.save_dir)
+    move_aside(run_dir)
+    prompts = json.loads((HERE / "prompts_heldout.json").read_text(encoding="utf-8"))[: arguments.prompts]
+
+    def stage(text: str) -> None:
+        print(f"[{time.monotonic() - started:4.0f} s] {text}", flush=True)
+
+    stage(f"1/4 Reviews for {len(prompts)} held-out prompts, before training")
+    source = resolve_model(config.policy_name)
+    start, tokenizer = load_model(source), load_tokenizer(source)
+    before = generate(start, tokenizer, prompts, batch_size=32, **SAMPLING)
+    stage("2/4 Training")
+    trainer = train_dpo(config)
+    stage("3/4 Reviews for the same prompts, after training")
+    after = generate(trainer.model, tokenizer, prompts, batch_size=32, **SAMPLING)
+    stage("4/4 Report")
+    table = key_figures(before, after, divergence(trainer, start, tokenizer, before, after))
+    report = write_run_report(
+        run_dir,
+        samples=side_by_side(before, after)[:NUM_SHOWN],
+        title="Quickstart: kinder reviews",
+        table=table,
+    )
+    own = json.loads((run_dir / "run_summary.json").read_text(encoding="utf-8"))
+    margins = (run_dir / "logs" / "margins" / "margins.jsonl").read_text(encoding="utf-8").splitlines()
+    first, last = (json.loads(margins[place])["median"] for place in (0, -1))
+    print_table(
+        table
+        | {
+            "Beta, first and last": f"{config.beta_update.beta_0:.4g} → {own['beta_final']:.4g}",
+            "Median margin, first and last batch": f"{first:+.2f} → {last:+.2f} nats",
+            "Training speed": f"{own['pairs_per_second']:.2f} pairs/s",
+            "All of it took": f"{(time.monotonic() - started) / 60:.1f} min",
+        }
+    )
+    print(f"\nModel, logs and pictures are in {run_dir}; open {report}")
+    return 0
+
+
+def move_aside(run_dir: Path) -> None:
+    """Make room for a new run: the last one becomes ``NAME.old``, the one before it goes."""
+    if run_dir.is_dir() and any(run_dir.iterdir()):
+        old = run_dir.with_name(f"{run_dir.name}.old")
+        if old.exists():
+            shutil.rmtree(old)
+        run_dir.rename(old)
+        print(f"the last run is now in {old}")
+
+
+def sentiment(text: str) -> float:
+    """Return VADER's compound score, from -1 (displeased) to 1 (pleased)."""
+    score: float = analyzer().polarity_scores(text)["compound"]
+    return score
+
+
+@functools.cache
+def analyzer() -> Any:
+    """Return VADER, its lexicon read once."""
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    return SentimentIntensityAnalyzer()
+
+
+def divergence(
+    trainer: Any, start: Any, tokenizer: Any, before: list[Generation], after: list[Generation]
+) -> float:
+    """Estimate the divergence of the trained model from the start, in nats per review.
+
+    The mean, over the trained model's reviews, of the difference of the two models' log-probabilities.
+    """
+    import torch
+
+    from dynamic_dpo.engine.rows import PairBatch
+    from dynamic_dpo.engine.scorer import PairScorer
+    from dynamic_dpo.eval.prompts import render_prompt
+
+    def ids(outputs: list[Generation]) -> list[list[int]]:
+        return [
+            [*output.token_ids, *([tokenizer.eos_token_id] if output.finished else [])] for output in outputs
+        ]
+
+    prompts = [render_prompt(tokenizer, output.prompt) for output in after]
+    pairs = PairBatch(prompts, ids(after), ids(before), list(range(len(prompts))))
+    scorers = {trainer.model: trainer.policy.scorer, start: PairScorer(start)}
+    means = []
+    with torch.inference_mode():
+        for model, scorer in scorers.items():
+            parts = [scorer.score(model.eval(), pairs.select(part)).chosen for part in scorer.plan(pairs)]
+            means.append(torch.cat(parts).double().mean().item())
+    return means[0] - means[1]
+
+
+def key_figures(before: list[Generation], after: list[Generation], kl: float) -> dict[str, str]:
+    """Return the table's rows on the outputs: label to text."""
+    scores = [(sentiment(old.text), sentiment(new.text)) for old, new in zip(before, after, strict=True)]
+    wins, losses = sum(new > old for old, new in scores), sum(new < old for old, new in scores)
+    ties = len(scores) - wins - losses
+    means = [statistics.mean(side) for side in zip(*scores, strict=True)]
+    return {
+        "Mean sentiment": f"{means[0]:.2f} → {means[1]:.2f}",
+        "Win rate against the start": f"{(wins + ties / 2) / len(scores):.0%} ({wins}–{ties}–{losses})",
+        "KL to the start": f"{kl:.2f} nats",
+    }
+
+
+def side_by_side(before: list[Generation], after: list[Generation]) -> list[Any]:
+    """Return the outputs as samples for the report."""
+    from dynamic_dpo.eval import Sample
+
+    return [
+        Sample(old.prompt[-1]["content"], old.text, new.text, sentiment(old.text), sentiment(new.text))
+        for old, new in zip(before, after, strict=True)
+    ]
+
+
+def print_table(rows: dict[str, str]) -> None:
+    """Print label and text in two columns."""
+    width = max(map(len, rows))
+    print()
+    for label, text in rows.items():
+        print(f"  {label:<{width}}  {text}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
