@@ -5,8 +5,9 @@ Importing the package is instant: torch and transformers are loaded when a name 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dynamic_dpo.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from dynamic_dpo.data.hh_dataset import build_HH_dataset
@@ -37,14 +38,4 @@ _HOME = {
     "margin_compute": "loss.dpo_loss",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOME)

@@ -11,9 +11,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dynamic_dpo.errors import CheckpointError, ConfigError, DynamicDPOError
+
+if TYPE_CHECKING:
+    from dynamic_dpo.config.schema import TrainingConfig
 
 logger = logging.getLogger("dynamic_dpo")
 
@@ -135,3 +138,34 @@ def claim_output_folder(save_dir: str, *, resume: bool | str) -> str | None:
         )
     logger.info("nothing to resume in %s yet: starting a new run", save_dir)
     return None
+
+
+def run_training(
+    program: str, description: str, train: Callable[[TrainingConfig], Any], argv: Sequence[str] | None
+) -> int:
+    """Run a training command: read and check the settings, then hand them to ``train``.
+
+    Args:
+        program: Name of the command.
+        description: What it does, for ``--help``.
+        train: The training.
+        argv: Arguments without the program's name; ``None`` takes them from the command line.
+
+    Returns:
+        The exit code, as `run_command` gives it.
+    """
+
+    def keys() -> str:
+        from dynamic_dpo.config.reference import render_help
+
+        return render_help()
+
+    def command(arguments: Sequence[str]) -> int:
+        from dynamic_dpo.config import get_training_config
+
+        settings = read_settings(configured_parser(program, description), arguments, keys=keys)
+        if settings is not None:
+            train(get_training_config(settings))
+        return 0
+
+    return run_command(command, argv)

@@ -8,13 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynamic_dpo.cli.common import (
-    claim_output_folder,
-    configured_parser,
-    is_main_process,
-    read_settings,
-    run_command,
-)
+from dynamic_dpo.cli.common import claim_output_folder, is_main_process, run_training
 from dynamic_dpo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,22 +21,7 @@ DESCRIPTION = "Fine-tune a model on conversations, with the loss on completions 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return run_command(_command, argv)
-
-
-def _command(argv: Sequence[str]) -> int:
-    from dynamic_dpo.config import get_training_config
-
-    settings = read_settings(configured_parser("train-sft", DESCRIPTION), argv, keys=_keys)
-    if settings is not None:
-        train_sft(get_training_config(settings))
-    return 0
-
-
-def _keys() -> str:
-    from dynamic_dpo.config.reference import render_help
-
-    return render_help()
+    return run_training("train-sft", DESCRIPTION, train_sft, argv)
 
 
 def train_sft(config: TrainingConfig) -> Any:
