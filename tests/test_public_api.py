@@ -6,6 +6,7 @@ import inspect
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -153,6 +154,18 @@ def test_importing_the_package_loads_neither_torch_nor_transformers() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_no_lazy_name_of_a_package_is_hidden_by_a_module_of_that_name() -> None:
+    import dynamic_dpo.config
+    import dynamic_dpo.data
+
+    for package in (dynamic_dpo, dynamic_dpo.config, dynamic_dpo.data):
+        folder = Path(str(package.__file__)).parent
+        modules = {path.stem for path in folder.glob("*.py")} | {path.name for path in folder.iterdir()}
+        assert not modules & set(package.__all__), (
+            f"{package.__name__}: the module would win once it is imported"
+        )
 
 
 def test_unknown_name_is_an_attribute_error() -> None:

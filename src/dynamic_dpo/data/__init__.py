@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dynamic_dpo.data.preference import to_preference_pairs as to_preference_pairs
     from dynamic_dpo.data.prepare import PreparedPreferences as PreparedPreferences
     from dynamic_dpo.data.prepare import prepare_preferences as prepare_preferences
-    from dynamic_dpo.data.prepare_sft import prepare_sft as prepare_sft
+    from dynamic_dpo.data.conversations import prepare_sft as prepare_sft
     from dynamic_dpo.data.sft_dataset import build_sft_dataset as build_sft_dataset
     from dynamic_dpo.data.sources import load_rows as load_rows
     from dynamic_dpo.data.split import split_by_prompt as split_by_prompt
@@ -31,7 +31,7 @@ _HOMES = {
     "build_rollout_dataset": "hh_dataset",
     "PreparedPreferences": "prepare",
     "prepare_preferences": "prepare",
-    "prepare_sft": "prepare_sft",
+    "prepare_sft": "conversations",
     "to_preference_pairs": "preference",
     "build_sft_dataset": "sft_dataset",
     "load_rows": "sources",
