@@ -416,3 +416,22 @@ def test_no_reference_is_scored_for_a_validation_set_that_is_never_looked_at(
     assert train_dpo.main(["--config", str(config_file), "dpo_training.eval_steps=null"]) == 0
     report = json.loads((tmp_path / "run" / "data_report.json").read_text())
     assert 0 < summary_of(tmp_path / "run")["reference_computed"] < NUM_ROWS, report
+
+
+def test_report_is_written_from_the_folder_of_a_run(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_dpo.main(["--config", str(config_file)]) == 0
+    capsys.readouterr()
+    assert umbrella.main(["report", str(tmp_path / "run"), "--title", "A tiny run"]) == 0
+    page = Path(capsys.readouterr().out.strip().splitlines()[-1])
+    assert "A tiny run" in page.read_text(encoding="utf-8")
+    assert umbrella.main(["report", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_adapter_alone_is_saved_and_checked(config_file: Path, tmp_path: Path) -> None:
+    assert train_dpo.main(["--config", str(config_file), "peft.r=2", "peft.lora_alpha=4"]) == 0
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert "adapter_model.safetensors" in names
+    assert "model.safetensors" not in names

@@ -5,8 +5,8 @@ import logging
 
 import pytest
 
-from dynamic_dpo.data.prepare import prepare_preferences
 from dynamic_dpo.data.conversations import prepare_sft
+from dynamic_dpo.data.prepare import prepare_preferences
 from dynamic_dpo.errors import ConfigError, DataError
 from helpers_tokenizers import CHATML, make_tokenizer
 

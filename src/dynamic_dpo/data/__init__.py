@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dynamic_dpo.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from dynamic_dpo.data.conversations import prepare_sft as prepare_sft
     from dynamic_dpo.data.hh_dataset import (
         apply_chat_template_to_dataset as apply_chat_template_to_dataset,
     )
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from dynamic_dpo.data.preference import to_preference_pairs as to_preference_pairs
     from dynamic_dpo.data.prepare import PreparedPreferences as PreparedPreferences
     from dynamic_dpo.data.prepare import prepare_preferences as prepare_preferences
-    from dynamic_dpo.data.conversations import prepare_sft as prepare_sft
     from dynamic_dpo.data.sft_dataset import build_sft_dataset as build_sft_dataset
     from dynamic_dpo.data.sources import load_rows as load_rows
     from dynamic_dpo.data.split import split_by_prompt as split_by_prompt
