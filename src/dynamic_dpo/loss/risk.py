@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from dynamic_dpo.errors import ConfigError
@@ -69,6 +68,7 @@ def empirical_over_threshold_proportion(margins: Tensor, threshold: float) -> fl
         ValueError: If ``margins`` is empty.
 
     Example:
+        >>> import torch
         >>> empirical_over_threshold_proportion(torch.tensor([0.0, 1.0, 2.0, 3.0]), 2.0)
         0.5
     """
@@ -153,18 +153,3 @@ def update_beta(
     u_k, s_k = risk_statistic(p_hat, delta, n, gamma)
     beta_new = clip_beta(beta * math.exp(alpha * s_k), beta_min, beta_max)
     return BetaUpdate(beta_new, u_k, s_k, alpha)
-
-
-def upper_quantile(margins: Tensor, q: float) -> float:
-    """Return the ``q``-quantile of the margins by linear interpolation in float32.
-
-    Raises:
-        ValueError: If ``margins`` is empty.
-
-    Example:
-        >>> upper_quantile(torch.tensor([1.0, 2.0, 3.0]), 0.5)
-        2.0
-    """
-    if margins.numel() == 0:
-        raise ValueError("margins is empty: a quantile needs at least one pair")
-    return float(torch.quantile(margins.detach().float().reshape(-1), q))
