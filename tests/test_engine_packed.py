@@ -180,12 +180,25 @@ def test_packed_pairs_fill_micro_batches_to_the_budget() -> None:
     assert plan_microbatches([2000, 10], 1024, padded=False) == [[0], [1]]
 
 
+def test_packed_pairs_fill_micro_batches_evenly_and_none_further_than_before() -> None:
+    # First come, first served this would be 10 + 9 + 9 and a lonely 4.
+    plan = plan_microbatches([6, 5, 5, 4, 4, 4, 4], 11, padded=False)
+    assert [sum([6, 5, 5, 4, 4, 4, 4][i] for i in part) for part in plan] == [6, 9, 9, 8]
+    draw = random.Random(1)
+    for _ in range(200):
+        lengths = [draw.randint(1, 300) for _ in range(draw.randint(1, 40))]
+        budget = draw.randint(50, 1500)
+        plan = plan_microbatches(lengths, budget, padded=False)
+        assert sorted(index for part in plan for index in part) == list(range(len(lengths)))
+        assert max(sum(lengths[i] for i in part) for part in plan) <= max(budget, *lengths, 0)
+
+
 def test_the_budget_follows_memory_and_never_what_is_free() -> None:
     model = tiny_gpt2()
     # 2 layers × (16 × 32 + 5 × 128) values of 4 bytes.
     assert activation_bytes(model) == 2 * (16 * 32 + 5 * 128) * 4
     fixed = sum(p.numel() for p in model.parameters()) * 16
-    assert default_token_budget(model, memory=10**12) == 1024
+    assert default_token_budget(model, memory=10**12) == 768
     assert default_token_budget(model, memory=0) == 256
     room = int((fixed + 600 * activation_bytes(model)) / 0.6) + 1
     assert default_token_budget(model, memory=room) == 512

@@ -81,4 +81,22 @@ def _packed_plan(order: Sequence[int], lengths: Sequence[int], budget: int) -> l
             room.append(budget)
         plan[place].append(index)
         room[place] -= lengths[index]
+    # The last one may have stayed nearly empty, at the price of a whole one's gradients. Evenly filled, there
+    # may be fewer of them, and never a longer one.
+    for count in range(max(1, -(-sum(lengths) // budget)), len(plan) + 1):
+        even = _even_plan(order, lengths, count)
+        longest = max((sum(lengths[i] for i in part) for part in even), default=0)
+        if longest <= max(budget - min(room, default=0), 1):
+            return even
+    return plan
+
+
+def _even_plan(order: Sequence[int], lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Give each pair, longest first, to the emptiest of ``count`` micro-batches (Graham 1969)."""
+    plan: list[list[int]] = [[] for _ in range(min(count, len(order)))]
+    load = [0] * len(plan)
+    for index in order:
+        place = load.index(min(load))
+        plan[place].append(index)
+        load[place] += lengths[index]
     return plan
