@@ -62,7 +62,28 @@ def test_the_gradient_passes_gradcheck(bias: bool) -> None:
         # The head's own parameters are the other inputs: gradcheck moves them in place.
         return token_logps(head, states, targets, chunk=5)
 
-    assert torch.autograd.gradcheck(scored, (hidden, *head.parameters()))
+    # A second backward pass computes the logits again, which rounds differently.
+    assert torch.autograd.gradcheck(scored, (hidden, *head.parameters()), nondet_tol=1e-12)
+
+
+def test_chunks_beyond_what_may_be_kept_and_a_second_backward_give_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    head, hidden, targets = problem(bias=True)
+    leaves = (hidden, *head.parameters())
+    results = []
+    for room in (0, 2 * 4 * VOCAB * 8, 2**27):  # none of the chunks, two of four, all
+        monkeypatch.setattr("dynamic_dpo.engine.head.KEPT_BYTES", room)
+        logps = token_logps(head, hidden, targets, chunk=4)
+        assert len(logps.grad_fn.kept) == {0: 0, 2**27: 4}.get(room, 2)  # type: ignore[union-attr]
+        weighted = (logps * torch.linspace(-1, 2, N)).sum()
+        results.append(torch.autograd.grad(weighted, leaves, retain_graph=True))
+        results.append(torch.autograd.grad(weighted, leaves))
+    for grads in results[1:]:
+        for ours, theirs in zip(grads, results[0], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
+    with torch.no_grad():
+        assert token_logps(head, hidden, targets, chunk=4).grad_fn is None
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "head"])

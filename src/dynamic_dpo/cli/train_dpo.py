@@ -111,6 +111,7 @@ def train_dpo(config: TrainingConfig) -> Any:
             layout=config.engine.layout,
             tokens_per_microbatch=config.engine.tokens_per_microbatch,
             head_chunk=config.engine.head_chunk,
+            lean_layers=config.engine.lean_layers,
             offload_activations=config.engine.offload_activations,
             self_check=config.engine.self_check,
             reference_dir=config.engine.reference_dir,

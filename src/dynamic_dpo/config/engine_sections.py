@@ -54,6 +54,11 @@ class EngineSection(Section):
     gradient_checkpointing: bool = Field(
         default=False, description="Recompute activations in the backward pass: less memory, more time."
     )
+    lean_layers: bool = Field(
+        default=True,
+        description="Llama-shaped models: norms and gated blocks keep less for the backward pass; less memory, "
+        "no more time.",
+    )
     offload_activations: bool = Field(
         default=False,
         description="Keep what the backward pass needs in the host's memory; needs CUDA, takes time.",

@@ -18,6 +18,8 @@ class EngineConfig:
         tokens_per_microbatch: Budget of tokens in a micro-batch, padding included; ``None`` chooses it from the
             memory there is.
         head_chunk: Completion positions whose logits exist at a time.
+        lean_layers: Let norms and gated blocks of Llama-shaped models keep less for backward and compute by
+            element what they did not keep.
         offload_activations: Keep what the backward pass needs in the host's memory: less of the GPU's, more time.
         self_check: Score a few pairs both ways before training and refuse to go on if they differ.
         reference_dir: Folder of the reference store; ``None`` is the user's cache folder.
@@ -26,6 +28,7 @@ class EngineConfig:
     layout: Literal["auto", "packed", "shared", "plain"] = "auto"
     tokens_per_microbatch: int | None = None
     head_chunk: int = 256
+    lean_layers: bool = True
     offload_activations: bool = False
     self_check: bool = True
     reference_dir: str | None = None

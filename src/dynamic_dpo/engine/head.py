@@ -1,8 +1,9 @@
 """Log-probabilities of completion tokens from hidden states, without ever holding all logits.
 
-The output head runs on the predicting positions alone, in chunks, with a float32 log-softmax. Its backward
-computes each chunk's logits again instead of keeping them: memory is one chunk, whatever the vocabulary. What
-else a method wants of the logits (`TokenStatistic`) is computed while a chunk is there.
+The output head runs on the predicting positions alone, in chunks, with a float32 log-softmax. The first chunks'
+exponentials are kept for backward while they fit `KEPT_BYTES`; the logits of the others are computed again. So memory
+is bounded, whatever the vocabulary. What else a method wants of the logits (`TokenStatistic`) is computed while a
+chunk is there.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 from dynamic_dpo.loss.dpo_loss import at_least_float32
 from dynamic_dpo.methods.base import LogitChunk, TokenStatistic
+
+# What a forward pass may keep of its logits: on a CPU a micro-batch's whole share, on a GPU a small part.
+KEPT_BYTES = 2**27
 
 
 class LiveReference(NamedTuple):
@@ -63,7 +67,7 @@ def _matmul_dtype(hidden: Tensor) -> torch.dtype:
 
 
 class _ChunkedTokenLogps(torch.autograd.Function):
-    """``log_softmax(hidden @ weight.T + bias)[target]``, chunk by chunk, logits recomputed in backward."""
+    """``log_softmax(hidden @ weight.T + bias)[target]``, chunk by chunk."""
 
     @staticmethod
     def forward(
@@ -74,10 +78,13 @@ class _ChunkedTokenLogps(torch.autograd.Function):
         targets: Tensor,
         chunk: int,
         readout: Readout,
+        keep: bool,
     ) -> tuple[Tensor, Tensor]:
         dtype = _matmul_dtype(hidden)
         cast_weight = weight.to(dtype)
         logps, normalisers, read = [], [], []
+        kept: dict[int, tuple[Tensor, Tensor]] = {}
+        room = KEPT_BYTES if keep else 0
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             logits = at_least_float32(hidden[part].to(dtype) @ cast_weight.T)
@@ -85,12 +92,17 @@ class _ChunkedTokenLogps(torch.autograd.Function):
                 logits += bias
             wanted = logits.gather(1, targets[part, None])[:, 0]
             # Statistics read the logits after this; without them the chunk may be overwritten.
-            normaliser = logits.logsumexp(-1) if readout.statistics else _consume_to_logsumexp(logits)
+            if readout.statistics:
+                normaliser = logits.logsumexp(-1)
+            else:
+                normaliser, peak = _consume_to_logsumexp(logits)
+                if (room := room - logits.nbytes) >= 0:
+                    kept[start] = logits, peak - normaliser
             logps.append(wanted - normaliser)
             normalisers.append(normaliser)
             read.append(readout.read(part, logits, targets[part], logps[-1]))
         ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalisers))
-        ctx.chunk, ctx.dtype = chunk, dtype
+        ctx.chunk, ctx.dtype, ctx.kept = chunk, dtype, kept
         all_logps = torch.cat(logps)
         statistics = _join(read, all_logps)
         ctx.mark_non_differentiable(statistics)
@@ -109,13 +121,17 @@ class _ChunkedTokenLogps(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             states = hidden[part].to(dtype)
-            logits = at_least_float32(states @ cast_weight.T)
-            if bias is not None:
-                logits += bias
             # d logp / d logits = onehot(target) - softmax
-            slope = logits.sub_(normalisers[part, None]).exp_().neg_()
-            slope[torch.arange(len(slope), device=slope.device), targets[part]] += 1.0
-            slope *= grad[part, None]
+            if start in ctx.kept:
+                # Overwritten here, so gone for a second backward pass, which computes it again.
+                slope, to_softmax = ctx.kept.pop(start)
+                slope *= -(grad[part] * to_softmax.exp())[:, None]
+            else:
+                slope = at_least_float32(states @ cast_weight.T)
+                if bias is not None:
+                    slope += bias
+                slope.sub_(normalisers[part, None]).exp_().mul_(-grad[part, None])
+            slope[torch.arange(len(slope), device=slope.device), targets[part]] += grad[part]
             if grad_bias is not None:
                 grad_bias += slope.sum(0)
             slope = slope.to(dtype)
@@ -127,15 +143,15 @@ class _ChunkedTokenLogps(torch.autograd.Function):
                 grad_weight.addmm_(slope.T, states)
             elif grad_weight is not None:
                 grad_weight += slope.T @ states
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
-def _consume_to_logsumexp(logits: Tensor) -> Tensor:
-    """Return ``logits.logsumexp(-1)``, with the logits' own memory for the exponentials. Shape [n]."""
+def _consume_to_logsumexp(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn ``logits`` into ``exp(logits - peak)``; return their log-sum-exp and the peak, each of shape [n]."""
     peak = logits.amax(-1, keepdim=True)
     # A row of -inf has no finite peak to subtract.
     peak = torch.where(peak.isinf(), torch.zeros_like(peak), peak)
-    return logits.sub_(peak).exp_().sum(-1).log_() + peak[:, 0]
+    return logits.sub_(peak).exp_().sum(-1).log_() + peak[:, 0], peak[:, 0]
 
 
 def _join(read: list[list[Tensor]], logps: Tensor) -> Tensor:
@@ -169,7 +185,8 @@ def token_scores(
     readout = readout or Readout()
     if is_plain_linear(head):
         apply: Callable[..., tuple[Tensor, Tensor]] = _ChunkedTokenLogps.apply
-        return TokenScores(*apply(hidden, head.weight, head.bias, targets, chunk, readout))
+        keep = torch.is_grad_enabled()
+        return TokenScores(*apply(hidden, head.weight, head.bias, targets, chunk, readout, keep))
 
     def chunk_scores(states: Tensor, wanted: Tensor, part: slice) -> tuple[Tensor, list[Tensor]]:
         logits = at_least_float32(head(states))

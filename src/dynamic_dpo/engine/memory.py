@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from dynamic_dpo.engine.budget import HIDDEN_VECTORS, INNER_VECTORS
+from dynamic_dpo.engine.budget import LEAN
+from dynamic_dpo.engine.head import KEPT_BYTES
 from dynamic_dpo.errors import ConfigError
 
 GIB = 2**30
@@ -177,8 +178,8 @@ def _gathered(model: ModelShape, training: TrainingShape) -> list[MemoryLine]:
 def _passing(model: ModelShape, training: TrainingShape) -> list[MemoryLine]:
     """What a micro-batch leaves for its backward pass; no part of it depends on the pairs of a step."""
     size = 2 if training.precision == "bf16" else 4
-    layer = HIDDEN_VECTORS * model.hidden + INNER_VECTORS * model.inner
-    one_layer = f"({HIDDEN_VECTORS} × {model.hidden:,} + {INNER_VECTORS} × {model.inner:,})"
+    layer = LEAN.hidden * model.hidden + LEAN.inner * model.inner
+    one_layer = f"({LEAN.hidden} × {model.hidden:,} + {LEAN.inner} × {model.inner:,})"
     if training.checkpointing:
         token, arithmetic = (
             layer + model.layers * model.hidden,
@@ -189,10 +190,10 @@ def _passing(model: ModelShape, training: TrainingShape) -> list[MemoryLine]:
     activations = MemoryLine(
         "activations", f"{training.tokens:,} tokens × {arithmetic} × {size} B", training.tokens * token * size
     )
-    # Logits, their softmax and their gradient, in float32.
+    # Logits, their softmax and their gradient, in float32, and what the head keeps for backward at most.
     logits = MemoryLine(
         "logits",
-        f"{training.head_chunk:,} positions × {model.vocabulary:,} × 3 × 4 B",
-        training.head_chunk * model.vocabulary * 12,
+        f"{training.head_chunk:,} positions × {model.vocabulary:,} × 3 × 4 B + {KEPT_BYTES:,} B",
+        training.head_chunk * model.vocabulary * 12 + KEPT_BYTES,
     )
     return [activations, logits]

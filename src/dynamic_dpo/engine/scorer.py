@@ -18,6 +18,7 @@ from dynamic_dpo.engine.budget import default_token_budget
 from dynamic_dpo.engine.capability import check_layouts_agree, detect_capability
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.head import LiveReference, Readout, is_plain_linear
+from dynamic_dpo.engine.layers import keep_less
 from dynamic_dpo.engine.plan import plan_microbatches
 from dynamic_dpo.engine.rows import PairBatch, Rows, packed_rows, plain_rows, shared_rows
 from dynamic_dpo.engine.score import (
@@ -64,6 +65,7 @@ class PairScorer:
     ) -> None:
         self.config = config or EngineConfig()
         lm = causal_lm(model)
+        lean = keep_less(lm) if self.config.lean_layers else 0
         capability = detect_capability(lm)
         wanted = self.config.layout
         if wanted in ("shared", "packed") and not getattr(capability, wanted):
@@ -79,7 +81,7 @@ class PairScorer:
         self.reason = capability.reason
         self.dtype: torch.dtype = lm.dtype
         self.tokens_per_microbatch = self.config.tokens_per_microbatch or default_token_budget(
-            lm, recomputes=recomputes
+            lm, recomputes=recomputes, lean=lean > 0
         )
         if self.config.layout == "auto" and not self.shared:
             logger.warning(
