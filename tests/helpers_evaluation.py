@@ -112,8 +112,11 @@ def write_config(folder: Path, models: dict[str, str], rows: Path, base_url: str
     return path
 
 
-def evaluate_in_a_process(argv: list[str], environment: dict[str, str]) -> None:
+def evaluate_in_a_process(argv: list[str], environment: dict[str, str], output: str) -> None:
     os.environ.update(environment)
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
     import torch
 
     torch.set_num_threads(1)
@@ -122,27 +125,29 @@ def evaluate_in_a_process(argv: list[str], environment: dict[str, str]) -> None:
     os._exit(evaluate.main(argv))
 
 
-def start(argv: list[str]) -> Any:
-    """Begin an evaluation in a process of its own, which has loaded everything already."""
+def start(argv: list[str], *, output: str | Path = os.devnull) -> Any:
+    """Begin an evaluation in a process of its own, which has loaded everything already; it prints into a file."""
     context = get_context("forkserver")
     context.set_forkserver_preload(
         ["torch", "transformers", "datasets", "openai", "dynamic_dpo.eval.pipeline_report",
          "dynamic_dpo.eval.oracle_judge", "dynamic_dpo.config.schema", "statsmodels.stats.proportion",
          "transformers.models.llama.modeling_llama"]
     )  # fmt: skip
-    process = context.Process(target=evaluate_in_a_process, args=(argv, {"OPENAI_API_KEY": KEY}))
+    process = context.Process(target=evaluate_in_a_process, args=(argv, {"OPENAI_API_KEY": KEY}, str(output)))
     process.start()
     return process
 
 
-def kill_when(process: Any, reached: Callable[[], bool], *, seconds: float = 60.0) -> bool:
-    """Send SIGKILL as soon as something is reached; return whether the process was still running."""
+def kill_when(
+    process: Any, reached: Callable[[], bool], *, number: int = signal.SIGKILL, seconds: float = 60.0
+) -> bool:
+    """Send a signal as soon as something is reached; return whether the process was still running."""
     deadline = time.monotonic() + seconds
     while process.exitcode is None and not reached():
         assert time.monotonic() < deadline, "the evaluation neither ended nor got there"
         time.sleep(0.002)
     alive = process.exitcode is None
     if alive:
-        os.kill(process.pid, signal.SIGKILL)
+        os.kill(process.pid, number)
     process.join()
     return alive

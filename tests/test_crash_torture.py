@@ -8,6 +8,7 @@ import pytest
 
 from torture.boundaries import strike
 from torture.checkpoint_damage import damage_checkpoints
+from torture.evaluating import stop_evaluation
 from torture.kill import kill_and_resume
 from torture.phases import PHASES, stop_in
 from torture.ranks import REFUSED, kill_one, long_run, sharded_steps
@@ -50,6 +51,13 @@ def test_a_signal_in_any_phase_loses_nothing(phase: str) -> None:
     outcome = stop_in(phase, 1)
     assert outcome.signals == 1
     assert outcome.wrong == []
+
+
+@pytest.mark.timeout(600)
+def test_a_signal_while_models_write_or_a_judge_is_asked_writes_and_asks_nothing_twice() -> None:
+    for phase, outcome in stop_evaluation(2).items():
+        assert outcome.signals == 2, phase
+        assert outcome.wrong == []
 
 
 @pytest.mark.timeout(600)

@@ -49,6 +49,7 @@ def controller(mode: str, scope: str) -> Risk:
         alpha=0.3,
         delta=0.25,
         window_multiple=2,
+        margin_budget=0.5 if mode == "target" else None,
     )
     return Risk(config, pairs_per_update=4 if scope == "micro" else 8)
 
@@ -85,7 +86,7 @@ def numbers(trainer: PreferenceTrainer) -> list[tuple[float, ...]]:
 
 @pytest.fixture(
     scope="module",
-    params=[("paper", "micro"), ("paper", "step"), ("exact", "micro")],
+    params=[(mode, scope) for mode in ("paper", "exact", "rm", "target") for scope in ("micro", "step")],
     ids=lambda p: "-".join(p),
 )
 def uninterrupted(
@@ -99,7 +100,8 @@ def uninterrupted(
     return mode, scope, whole
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3, 5])
+# In both warm-ups, where they end, after them, at an epoch's end (4), behind it.
+@pytest.mark.parametrize("stop", [1, 2, 3, 4, 5])
 def test_a_resumed_run_equals_the_uninterrupted_one(
     tmp_path: Path, uninterrupted: tuple[str, str, PreferenceTrainer], stop: int
 ) -> None:

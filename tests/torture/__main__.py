@@ -52,6 +52,18 @@ def _phases(count: int) -> Line:
     )
 
 
+def _evaluation(count: int) -> Line:
+    from torture.evaluating import stop_evaluation
+
+    outcomes = stop_evaluation(count)
+    return Line(
+        "SIGTERM while models write and while a judge is asked: an output written or a question asked twice, "
+        "another report",
+        ", ".join(f"{outcome.signals} in {phase}" for phase, outcome in outcomes.items()),
+        [fault for outcome in outcomes.values() for fault in outcome.wrong],
+    )
+
+
 def _strike(kind: str) -> Callable[[int], Line]:
     what = {
         "kill": "process killed",
@@ -141,6 +153,7 @@ TORTURES: dict[str, tuple[Callable[[int], Line], int]] = {
     "kill": (_kill, 200),
     "term": (_term, 60),
     "phases": (_phases, 20),
+    "evaluation": (_evaluation, 20),
     "places-kill": (_strike("kill"), 10_000),
     "places-full": (_strike("full"), 10_000),
     "places-cut": (_strike("cut"), 10_000),

@@ -10,13 +10,15 @@ import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.methods import Risk, RiskConfig
+from dynamic_dpo.methods.base import Scope
+from dynamic_dpo.methods.risk_config import RiskMode
 from dynamic_dpo.trainers import PreferenceTrainer
 from dynamic_dpo.trainers.checkpoint_files import checkpoint_folders
 from dynamic_dpo.trainers.margin_log import MarginLogConfig
@@ -46,8 +48,15 @@ def tiniest_llama() -> LlamaForCausalLM:
     )
 
 
-def build(folder: Path, **overrides: Any) -> PreferenceTrainer:
+# Every mode of the controller in every scope.
+CONTROLLERS = [(mode, scope) for mode in get_args(RiskMode) for scope in get_args(Scope)]
+
+
+def build(
+    folder: Path, *, controller: tuple[str, str] = ("paper", "micro"), **overrides: Any
+) -> PreferenceTrainer:
     """Return the trainer of the tiny run: 2 epochs of 5 steps, a log entry every 3, a checkpoint every 2."""
+    mode, scope = controller
     settings: dict[str, Any] = {
         "gradient_accumulation_steps": 2,
         "per_device_train_batch_size": 2,
@@ -63,7 +72,16 @@ def build(folder: Path, **overrides: Any) -> PreferenceTrainer:
         "eval_steps": 4,
     }
     engine = EngineConfig(reference_dir=str(folder / "reference"), self_check=False)
-    method = Risk(RiskConfig(warmup_steps=5, alpha=0.3, delta=0.25), pairs_per_update=2)
+    config = RiskConfig(
+        mode=mode,  # type: ignore[arg-type]
+        scope=scope,  # type: ignore[arg-type]
+        warmup_steps=5 if scope == "micro" else 3,
+        alpha=0.3,
+        delta=0.25,
+        window_multiple=2,
+        margin_budget=0.5 if mode == "target" else None,
+    )
+    method = Risk(config, pairs_per_update=2 if scope == "micro" else 4)
     return PreferenceTrainer(
         model=tiniest_llama(),
         args=training_arguments(folder / "run", **(settings | overrides)),

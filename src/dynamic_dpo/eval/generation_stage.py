@@ -22,6 +22,7 @@ from dynamic_dpo.eval.evaluated_model import (
     pick_device,
     text_fingerprint,
 )
+from dynamic_dpo.eval.generate import Generation
 from dynamic_dpo.eval.lint import lint_output
 from dynamic_dpo.eval.output_engine import GenerationSettings, OutputEngine, open_engine
 from dynamic_dpo.eval.prompt_format import model_prompt
@@ -34,6 +35,7 @@ from dynamic_dpo.eval.ready_outputs import (
     ready_outputs,
 )
 from dynamic_dpo.eval.records import OutputRecord, PromptRecord, content_hash
+from dynamic_dpo.utils.signals import deferred, raise_if_requested
 
 logger = logging.getLogger("dynamic_dpo")
 
@@ -93,6 +95,7 @@ def write_outputs(
         DataError: If another process is writing to the file, or a prompt has no known answer that was asked for.
         ModelError: If the model cannot be found, loaded or used.
         ConfigError: If a setting is out of range or cannot be carried out here.
+        Interrupted: If a signal asked to stop, once the batch under way is written.
     """
     written = identify_model(spec, settings)
     if is_ready(spec):
@@ -175,25 +178,29 @@ def _write_missing(
     with bar:
         for start in range(0, len(asked), engine.prompts_at_once):
             batch = asked[start : start + engine.prompts_at_once]
-            outputs = engine.write([prompt for _, _, prompt in batch])
-            for number, output in enumerate(outputs):
-                record = batch[number // settings.num_samples][1]
-                if output.sample not in missing[record.id]:
-                    continue
-                flags = [*lint_output(output.text), *([] if output.finished else ["truncated"])]
-                line = OutputRecord(
-                    record.id,
-                    spec.name,
-                    output.sample,
-                    output.text,
-                    len(output.token_ids),
-                    output.finished,
-                    flags,
-                )
-                file.append(
-                    {"fingerprint": fingerprint, **line.to_json(), "token_ids": list(output.token_ids)}
-                )
-                bar.update(1)
+            # A batch that has begun is finished and kept.
+            with deferred():
+                outputs = engine.write([prompt for _, _, prompt in batch])
+                for number, output in enumerate(outputs):
+                    record = batch[number // settings.num_samples][1]
+                    if output.sample not in missing[record.id]:
+                        continue
+                    file.append(
+                        {
+                            "fingerprint": fingerprint,
+                            **_output_record(record.id, spec.name, output).to_json(),
+                            "token_ids": list(output.token_ids),
+                        }
+                    )
+                    bar.update(1)
+            raise_if_requested()
+
+
+def _output_record(prompt_id: str, model: str, output: Generation) -> OutputRecord:
+    flags = [*lint_output(output.text), *([] if output.finished else ["truncated"])]
+    return OutputRecord(
+        prompt_id, model, output.sample, output.text, len(output.token_ids), output.finished, flags
+    )
 
 
 def _prepare(

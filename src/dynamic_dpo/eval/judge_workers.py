@@ -20,6 +20,7 @@ from dynamic_dpo.eval.judge_ledger import InvalidReply, JudgeLedger, total
 from dynamic_dpo.eval.judge_questions import Question
 from dynamic_dpo.eval.records import JudgementRecord
 from dynamic_dpo.eval.verdict import Verdict
+from dynamic_dpo.utils.signals import deferred, raise_if_requested
 
 logger = logging.getLogger("dynamic_dpo")
 
@@ -58,24 +59,26 @@ class Workers:
         self._queue.extend(todo)
         num_batches = math.ceil(len(todo) / self.batch_size)
         num_threads = min(1 if isinstance(self.judge, BatchJudge) else concurrency, num_batches)
-        # Daemons: a second Ctrl-C must not wait for a server that hangs.
-        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(num_threads)]
+        # Events, since Python 3.11 takes a running thread for ended once a signal has broken into its join().
+        ended = [threading.Event() for _ in range(num_threads)]
         try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            with deferred():
+                for event in ended:
+                    # Daemons: a second Ctrl-C must not wait for a server that hangs.
+                    threading.Thread(target=self._work, args=(event,), daemon=True).start()
+            raise_if_requested()
+            for event in ended:
+                event.wait()
         except BaseException:
             self._drop_the_rest()
             logger.warning("stopping when the replies under way are there; once more Ctrl-C stops at once")
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
+            for event in ended:
+                event.wait()
             raise
         if self._error is not None:
             raise self._error
 
-    def _work(self) -> None:
+    def _work(self, ended: threading.Event) -> None:
         try:
             while batch := self._take():
                 if self.batch_size > 1:
@@ -86,6 +89,8 @@ class Workers:
             self._drop_the_rest()
             with self._lock:
                 self._error = self._error or error
+        finally:
+            ended.set()
 
     def _take(self) -> list[tuple[str, Question]]:
         with self._lock:
