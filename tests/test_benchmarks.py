@@ -63,7 +63,7 @@ def test_needed_tokens_are_the_positions_of_an_unpadded_shared_row() -> None:
     workload = part("workload")
     for pair in workload.random_pairs(workload.LENGTH_LAWS["tiny"], 20, vocabulary=50):
         rows = shared_rows(PairBatch([pair.prompt], [pair.chosen], [pair.rejected], [0]))
-        assert workload.needed_tokens([pair]) == rows.num_tokens
+        assert workload.needed_tokens([pair]) == rows.input_ids.numel()
         assert workload.predicting_positions([pair]) == len(set(rows.predictors.tolist()))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dynamic_dpo.engine.head import is_plain_linear, token_logps
+from dynamic_dpo.engine.head import is_plain_linear, token_scores
 
 N, WIDTH, VOCAB = 13, 6, 17
 
@@ -20,6 +20,10 @@ class Doubled(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return 2.0 * self.linear(hidden)
+
+
+def token_logps(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, *, chunk: int) -> torch.Tensor:
+    return token_scores(head, hidden, targets, chunk=chunk).logps
 
 
 def problem(

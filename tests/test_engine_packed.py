@@ -59,7 +59,7 @@ def test_packed_rows_are_the_shared_rows_without_their_padding() -> None:
     pairs = some_pairs()
     packed, padded = packed_rows(pairs), shared_rows(pairs)
     real = padded.segments != PADDING
-    assert packed.num_tokens == sum(p + c + r - 2 for p, c, r in SIZES) == int(real.sum())
+    assert packed.input_ids.numel() == sum(p + c + r - 2 for p, c, r in SIZES) == int(real.sum())
     assert torch.equal(packed.input_ids[0], padded.input_ids[real])
     assert torch.equal(packed.position_ids[0], padded.position_ids[real])
     at_packed = packed.input_ids.flatten()[packed.predictors]

@@ -205,8 +205,3 @@ def token_scores(
         read.append(statistics)
     joined = torch.cat(parts)
     return TokenScores(joined, _join(read, joined))
-
-
-def token_logps(head: nn.Module, hidden: Tensor, targets: Tensor, *, chunk: int) -> Tensor:
-    """Return the log-probabilities of `token_scores` alone. Shape [N]."""
-    return token_scores(head, hidden, targets, chunk=chunk).logps

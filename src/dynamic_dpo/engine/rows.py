@@ -8,7 +8,7 @@ predict which completion tokens. Models are not known here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
@@ -76,12 +76,8 @@ class PairBatch:
 
     def row_lengths(self, *, shared: bool) -> list[int]:
         """Return the length of each pair's longest row in the given layout, in tokens."""
-        if shared:
-            return [len(p) + len(c) + len(r) - 2 for p, c, r in zip(*self._ids(), strict=True)]
-        return [len(p) + max(len(c), len(r)) - 1 for p, c, r in zip(*self._ids(), strict=True)]
-
-    def _ids(self) -> tuple[Sequence[Sequence[int]], ...]:
-        return self.prompts, self.chosen, self.rejected
+        sizes = [tuple(map(len, pair)) for pair in zip(self.prompts, self.chosen, self.rejected, strict=True)]
+        return [p + c + r - 2 if shared else p + max(c, r) - 1 for p, c, r in sizes]
 
 
 @dataclass(frozen=True)
@@ -110,11 +106,6 @@ class Rows:
     num_pairs: int
     shared: bool
     spans: tuple[PairSpan, ...] = ()
-
-    @property
-    def num_tokens(self) -> int:
-        """Positions that will be computed, padding included."""
-        return self.input_ids.numel()
 
     def to(self, device: torch.device | str) -> Rows:
         """Return the rows with every tensor on ``device``."""
@@ -153,19 +144,7 @@ def shared_rows(pairs: PairBatch) -> Rows:
         >>> rows.predictors.tolist(), rows.targets.tolist()
         ([1, 2, 1, 3, 4], [7, 8, 9, 10, 11])
     """
-    layouts = []
-    for prompt, chosen, rejected in zip(pairs.prompts, pairs.chosen, pairs.rejected, strict=True):
-        p, c, r = len(prompt), len(chosen), len(rejected)
-        ids = [*prompt, *chosen[:-1], *rejected[:-1]]
-        positions = [*range(p + c - 1), *range(p, p + r - 1)]
-        segments = [PROMPT] * p + [CHOSEN] * (c - 1) + [REJECTED] * (r - 1)
-        # Chosen is predicted from the last prompt token on; rejected from there too, then from its own part.
-        predictors = [*range(p - 1, p + c - 1), p - 1, *range(p + c - 1, p + c + r - 2)]
-        layouts.append((ids, positions, segments, predictors))
-    targets = [[*c, *r] for c, r in zip(pairs.chosen, pairs.rejected, strict=True)]
-    sides = [[0] * len(c) + [1] * len(r) for c, r in zip(pairs.chosen, pairs.rejected, strict=True)]
-    owners = [[2 * i + side for side in row] for i, row in enumerate(sides)]
-    return _pad(layouts, targets, owners, num_pairs=len(pairs), shared=True)
+    return _pad(_shared_layouts(pairs), num_pairs=len(pairs), shared=True)
 
 
 def packed_rows(pairs: PairBatch) -> Rows:
@@ -178,28 +157,18 @@ def packed_rows(pairs: PairBatch) -> Rows:
         >>> rows.spans[0], rows.predictors.tolist()
         (PairSpan(start=0, prompt_end=2, fork=3, end=3), [1, 2, 1, 3, 3])
     """
-    lengths = pairs.row_lengths(shared=True)
-    padded = shared_rows(pairs)
-    real = (padded.segments != PADDING).flatten()
-    # Where each padded position comes to lie once the padding is taken out.
-    place = torch.cumsum(real, 0) - 1
     spans, start = [], 0
-    for prompt, chosen, length in zip(pairs.prompts, pairs.chosen, lengths, strict=True):
+    for prompt, chosen, rejected in zip(pairs.prompts, pairs.chosen, pairs.rejected, strict=True):
         prompt_end = start + len(prompt)
-        spans.append(PairSpan(start, prompt_end, prompt_end + len(chosen) - 1, start + length))
-        start += length
-
-    def pack(values: Tensor) -> Tensor:
-        return values.flatten()[real][None]
-
-    return replace(
-        padded,
-        input_ids=pack(padded.input_ids),
-        position_ids=pack(padded.position_ids),
-        segments=pack(padded.segments),
-        predictors=place[padded.predictors],
-        spans=tuple(spans),
-    )
+        fork = prompt_end + len(chosen) - 1
+        spans.append(PairSpan(start, prompt_end, fork, fork + len(rejected) - 1))
+        start = spans[-1].end
+    one = _Layout([], [], [], [], [], [])
+    for span, layout in zip(spans, _shared_layouts(pairs), strict=True):
+        one.predictors.extend(span.start + position for position in layout.predictors)
+        for whole, part in zip(one.along_the_row(), layout.along_the_row(), strict=True):
+            whole.extend(part)
+    return replace(_pad([one], num_pairs=len(pairs), shared=True), spans=tuple(spans))
 
 
 def plain_rows(pairs: PairBatch) -> Rows:
@@ -210,42 +179,79 @@ def plain_rows(pairs: PairBatch) -> Rows:
         >>> rows.input_ids.tolist(), rows.predictors.tolist(), rows.targets.tolist()
         ([[5, 6, 7], [5, 6, 0]], [1, 2, 4], [7, 8, 9])
     """
-    layouts, targets, owners = [], [], []
+    layouts = []
     for i, (prompt, *completions) in enumerate(zip(pairs.prompts, pairs.chosen, pairs.rejected, strict=True)):
         for side, completion in enumerate(completions):
             length = len(prompt) + len(completion) - 1
-            ids = [*prompt, *completion[:-1]]
-            layouts.append((ids, [*range(length)], [PROMPT] * length, [*range(len(prompt) - 1, length)]))
-            targets.append([*completion])
-            owners.append([2 * i + side] * len(completion))
-    return _pad(layouts, targets, owners, num_pairs=len(pairs), shared=False)
+            layouts.append(
+                _Layout(
+                    [*prompt, *completion[:-1]],
+                    [*range(length)],
+                    [PROMPT] * length,
+                    [*range(len(prompt) - 1, length)],
+                    [*completion],
+                    [2 * i + side] * len(completion),
+                )
+            )
+    return _pad(layouts, num_pairs=len(pairs), shared=False)
 
 
-def _pad(
-    layouts: Sequence[tuple[list[int], list[int], list[int], list[int]]],
-    targets: Sequence[list[int]],
-    owners: Sequence[list[int]],
-    *,
-    num_pairs: int,
-    shared: bool,
-) -> Rows:
-    width = max(len(ids) for ids, *_ in layouts)
+class _Layout(NamedTuple):
+    """One row before padding: its tokens, and what is predicted from which of them."""
+
+    input_ids: list[int]
+    position_ids: list[int]
+    segments: list[int]
+    predictors: list[int]
+    targets: list[int]
+    owners: list[int]
+
+    def along_the_row(self) -> tuple[list[int], ...]:
+        """Return all but the predictors, which count positions."""
+        return self.input_ids, self.position_ids, self.segments, self.targets, self.owners
+
+
+def _shared_layouts(pairs: PairBatch) -> list[_Layout]:
+    layouts = []
+    for i, (prompt, chosen, rejected) in enumerate(
+        zip(pairs.prompts, pairs.chosen, pairs.rejected, strict=True)
+    ):
+        p, c, r = len(prompt), len(chosen), len(rejected)
+        layouts.append(
+            _Layout(
+                [*prompt, *chosen[:-1], *rejected[:-1]],
+                [*range(p + c - 1), *range(p, p + r - 1)],
+                [PROMPT] * p + [CHOSEN] * (c - 1) + [REJECTED] * (r - 1),
+                # Chosen is predicted from the last prompt token on; rejected from there too, then from its own part.
+                [*range(p - 1, p + c - 1), p - 1, *range(p + c - 1, p + c + r - 2)],
+                [*chosen, *rejected],
+                [2 * i] * c + [2 * i + 1] * r,
+            )
+        )
+    return layouts
+
+
+def _pad(layouts: Sequence[_Layout], *, num_pairs: int, shared: bool) -> Rows:
+    width = max(len(layout.input_ids) for layout in layouts)
     shape = (len(layouts), width)
     input_ids, position_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     segments = np.full(shape, PADDING, np.int8)
-    predictors = []
-    for row, (ids, positions, parts, predicting) in enumerate(layouts):
-        input_ids[row, : len(ids)] = ids
-        position_ids[row, : len(ids)] = positions
-        segments[row, : len(ids)] = parts
-        predictors.append(np.asarray(predicting, np.int64) + row * width)
+    for row, layout in enumerate(layouts):
+        length = len(layout.input_ids)
+        input_ids[row, :length] = layout.input_ids
+        position_ids[row, :length] = layout.position_ids
+        segments[row, :length] = layout.segments
+
+    def joined(parts: Iterable[Sequence[int]]) -> Tensor:
+        return torch.from_numpy(np.concatenate([np.asarray(part, np.int64) for part in parts]))
+
     return Rows(
         torch.from_numpy(input_ids),
         torch.from_numpy(position_ids),
         torch.from_numpy(segments),
-        torch.from_numpy(np.concatenate(predictors)),
-        torch.from_numpy(np.concatenate([np.asarray(t, np.int64) for t in targets])),
-        torch.from_numpy(np.concatenate([np.asarray(o, np.int64) for o in owners])),
+        joined([place + row * width for place in layout.predictors] for row, layout in enumerate(layouts)),
+        joined(layout.targets for layout in layouts),
+        joined(layout.owners for layout in layouts),
         num_pairs=num_pairs,
         shared=shared,
     )
