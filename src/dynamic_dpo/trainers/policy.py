@@ -128,14 +128,21 @@ class PolicyAndReference:
         )
 
     def self_check(self, dataset: Any, accelerator: Any, *, num_pairs: int = 3) -> None:
-        """Score the first few pairs through the layout in use and through plain logits.
+        """Score the shortest few of the first 64 pairs through the layout in use and through plain logits.
+
+        Short ones, since all logits of a plain row are computed: any fault of the layout shows in them too.
 
         Raises:
             ModelError: If they differ by more than rounding.
         """
         if self.scorer.layout == "plain" and not self.scorer.separate_head:
             return  # What would be checked is the oracle itself.
-        pairs = collate_pairs(dataset.select(range(min(num_pairs, len(dataset)))).to_list())["pairs"]
+        first = collate_pairs(dataset.select(range(min(64, len(dataset)))).to_list())["pairs"]
+        lengths = first.row_lengths(shared=True)
+        # Answers of a token or two would attend to next to nothing.
+        tiny = [min(len(c), len(r)) < 4 for c, r in zip(first.chosen, first.rejected, strict=True)]
+        order = sorted(range(len(first)), key=lambda i: (tiny[i], lengths[i]))
+        pairs = first.select(order[:num_pairs])
         with accelerator.autocast():
             self.scorer.self_check(self.model, pairs)
 
