@@ -23,7 +23,7 @@ PHASES = {
     "tokenisation": "datasets.Dataset.map",
     "the reference pass": "dynamic_dpo.trainers.reference_pass.ReferencePass._compute",
     "training": "dynamic_dpo.trainers.whole_step.WholeStep.run",
-    "evaluation": "dynamic_dpo.trainers.preference_trainer.evaluate_pairs",
+    "evaluation": "dynamic_dpo.trainers.referenced_data.evaluate_pairs",
     "saving": "dynamic_dpo.trainers.whole_checkpoints.WholeCheckpoints._save_checkpoint",
 }
 

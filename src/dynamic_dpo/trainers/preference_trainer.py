@@ -12,14 +12,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput
 
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.rows import PairBatch
-from dynamic_dpo.errors import ModelError
 from dynamic_dpo.methods.base import PreferenceMethod
 from dynamic_dpo.trainers.arguments import (
     Truncation,
@@ -28,13 +25,12 @@ from dynamic_dpo.trainers.arguments import (
     truncation_of,
     whole_step_arguments,
 )
-from dynamic_dpo.trainers.datasets import prepare_pairs
-from dynamic_dpo.trainers.evaluation import evaluate_pairs
 from dynamic_dpo.trainers.guards import MarginGuard
 from dynamic_dpo.trainers.margin_log import MarginLogConfig
 from dynamic_dpo.trainers.policy import PolicyAndReference
 from dynamic_dpo.trainers.ranks import check_ranks_agree, clear_rank_errors, reference_hash
-from dynamic_dpo.trainers.reference_pass import ReferencePass, collate_pairs
+from dynamic_dpo.trainers.reference_pass import collate_pairs
+from dynamic_dpo.trainers.referenced_data import ReferencedData
 from dynamic_dpo.trainers.resuming import RestoreLogSums, ResumableRun
 from dynamic_dpo.trainers.run_summary import StepClock, write_run_summary
 from dynamic_dpo.trainers.whole_step import WholeStep
@@ -44,7 +40,7 @@ from dynamic_dpo.utils.signals import deferred, raise_if_requested
 logger = logging.getLogger("dynamic_dpo")
 
 
-class PreferenceTrainer(ResumableRun, Trainer):  # type: ignore[misc]
+class PreferenceTrainer(ReferencedData, ResumableRun, Trainer):  # type: ignore[misc]
     """Trains a policy on preference pairs.
 
     Arguments not listed are those of `transformers.Trainer`.
@@ -75,9 +71,6 @@ class PreferenceTrainer(ResumableRun, Trainer):  # type: ignore[misc]
         DataError: If a data set holds no usable pair.
         ModelError: If a model cannot be loaded or scored.
     """
-
-    train_dataset: Any
-    eval_dataset: Any
 
     def __init__(
         self,
@@ -156,7 +149,6 @@ class PreferenceTrainer(ResumableRun, Trainer):  # type: ignore[misc]
         )
         self.run_config = run_config
         self.resume_changed = resume_changed
-        self._reference: ReferencePass | None = None
 
     @property
     def num_updates(self) -> int:
@@ -167,11 +159,6 @@ class PreferenceTrainer(ResumableRun, Trainer):  # type: ignore[misc]
     def num_pairs_seen(self) -> int:
         """Pairs trained on so far over all ranks, those before a resume included."""
         return self.whole_step.num_pairs
-
-    def _prepare(self, dataset: Any) -> Any:
-        if isinstance(dataset, dict):
-            return {name: self._prepare(part) for name, part in dataset.items()}
-        return prepare_pairs(dataset, self.policy.tokenizer, self.truncation, self._num_proc)
 
     # ---- before the first step ----
 
@@ -220,25 +207,6 @@ class PreferenceTrainer(ResumableRun, Trainer):  # type: ignore[misc]
         self._write_summary()
         self.raise_if_stopped()
         return output
-
-    def ensure_reference(self) -> None:
-        """Give every data set its reference log-probabilities; done once, before the policy moves."""
-        if self._reference or not self.method.needs.reference:
-            return
-        self._reference = self.policy.open_reference(
-            self.accelerator, show_progress=not self.args.disable_tqdm
-        )
-        if self.train_dataset is not None:
-            self.train_dataset = self._reference.attach(self.train_dataset, name="train")
-        self.eval_dataset = self._attach_eval(self.eval_dataset)
-        self.policy.release_reference()
-
-    def _attach_eval(self, dataset: Any) -> Any:
-        if dataset is None or self._reference is None:
-            return dataset
-        if isinstance(dataset, dict):
-            return {name: self._reference.attach(part, name=name) for name, part in dataset.items()}
-        return self._reference.attach(dataset, name="eval")
 
     def _num_updates_to_expect(self) -> int:
         pairs = self.step_shape.pairs * self.args.world_size
@@ -295,55 +263,7 @@ class PreferenceTrainer(ResumableRun, Trainer):  # type: ignore[misc]
                 reading={"beta": self.method.beta, **reading},
             )
 
-    # ---- evaluation and logging ----
-
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Score every pair of ``dataloader`` as in training, without gradients; no state changes."""
-        model = self.model_wrapped if self.is_in_train else self.model
-        was_training = model.training
-        model.eval()
-        with torch.no_grad(), self.accelerator.autocast():
-            metrics, count = evaluate_pairs(
-                self.until_stopped(dataloader),
-                method=self.method,
-                plan=lambda pairs: self.policy.scorer.plan(pairs, budget_factor=2),
-                forward=lambda pairs: self.policy.forward(model, pairs, self.method.needs),
-                accelerator=self.accelerator,
-                prefix=metric_key_prefix,
-                description=description,
-                show_progress=not self.args.disable_tqdm,
-            )
-        model.train(was_training)
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Return the loader of an evaluation set, with reference log-probabilities.
-
-        Raises:
-            ModelError: If a new set is given after the policy has moved and its reference is gone.
-        """
-        self.ensure_reference()
-        if (
-            eval_dataset is not None
-            and eval_dataset is not self.eval_dataset
-            and not isinstance(eval_dataset, str)
-        ):
-            if self._reference and not self.policy.can_score_reference(
-                policy_moved=self.state.global_step > 0
-            ):
-                raise ModelError(
-                    "this evaluation set has no reference log-probabilities and the reference is gone: give it "
-                    "to the trainer as eval_dataset, or pass ref_model as a model"
-                )
-            eval_dataset = self._attach_eval(self._prepare(eval_dataset))
-        return super().get_eval_dataloader(eval_dataset)
+    # ---- logging ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics gathered since the last entry to a training entry, then log it."""
