@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,51 +11,14 @@ import torch
 from dynamic_dpo.errors import ConfigError, DynamicDPOError, ModelError
 from dynamic_dpo.trainers.arguments import whole_step_arguments
 from dynamic_dpo.trainers.ranks import check_ranks_agree, clear_rank_errors, hash_of
+from helpers_ranks import HERE, SECONDS, launched
 from tiny import training_arguments
-
-HERE = Path(__file__).parent
-SECONDS = 150
-
-
-def launched(folder: Path, *, ranks: int, scope: str, device_batch: int) -> list[dict[str, Any]]:
-    """Run `distributed_run.py` on so many ranks of this machine; return what each rank ended with."""
-    folder.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # What `accelerate launch` starts itself; its own --cpu starts one process, or mpirun.
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--max_restarts", "0"]
-    launcher += ["--master_addr", "127.0.0.1", "--master_port", str(port)]
-    command = [sys.executable, *(launcher if ranks > 1 else [])]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "DYNAMIC_DPO_CACHE": str(folder / "cache"),
-    }
-    process = subprocess.Popen(
-        [*command, str(HERE / "distributed_run.py"), str(folder), scope, str(device_batch)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=SECONDS)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-    assert process.returncode == 0, output[-4000:]
-    return [json.loads((folder / f"result_{rank}.json").read_text()) for rank in range(ranks)]
 
 
 @pytest.mark.timeout(2 * SECONDS + 30)
 def test_two_ranks_train_as_one_and_hold_one_controller_state(tmp_path: Path) -> None:
-    first, second = launched(tmp_path / "two", ranks=2, scope="step", device_batch=4)
-    (alone,) = launched(tmp_path / "one", ranks=1, scope="step", device_batch=8)
+    first, second = launched("distributed_run.py", tmp_path / "two", "step", 4, ranks=2)
+    (alone,) = launched("distributed_run.py", tmp_path / "one", "step", 8, ranks=1)
     assert (first["ranks"], alone["ranks"]) == (2, 1)
     assert first["state"] == second["state"]
     assert first["updates"] == alone["updates"] == 6
