@@ -149,6 +149,45 @@ def _one_signal(count: int) -> Line:
     return Line("SIGTERM to one of two ranks, then resume: another end", str(count), wrong)
 
 
+def _margins(count: int) -> Line:
+    from torture.inputs import foul_margins
+
+    controllers, wrong = foul_margins(count)
+    return Line(
+        "random margin batches (ties, NaN, infinities, none): beta out of bounds, a state that JSON changes",
+        f"{count:,} through each of {controllers} controllers",
+        wrong,
+    )
+
+
+def _rows(count: int) -> Line:
+    from test_data_fuzz import MAKERS
+    from torture.inputs import run_tests
+
+    # The two sizes that the tests know.
+    full = count >= 10_000
+    passed, wrong = run_tests("tests/test_data_fuzz.py", "-m", "slow" if full else "not slow")
+    number = f"{10_000 if full else 1500:,} rows of {len(MAKERS)} kinds, {passed} tests"
+    return Line(
+        "fuzzed rows through every reader: a crash, or a row neither kept nor quarantined", number, wrong
+    )
+
+
+def _hostile(count: int) -> Line:
+    from test_security_checkpoints import OTHERS, PICKLES
+    from test_security_names import DOCUMENTS, NAMES
+    from torture.inputs import run_tests
+
+    passed, wrong = run_tests(
+        *(f"tests/test_security_{part}.py" for part in ("secrets", "names", "checkpoints"))
+    )
+    number = (
+        f"50 secrets, {len(set(NAMES))} names, {len(set(DOCUMENTS))} YAML files, {len(PICKLES) + len(OTHERS)} "
+        f"checkpoint files, {passed} tests"
+    )
+    return Line("planted secrets and hostile names and files: a leak, an escape, code run", number, wrong)
+
+
 TORTURES: dict[str, tuple[Callable[[int], Line], int]] = {
     "kill": (_kill, 200),
     "term": (_term, 60),
@@ -164,6 +203,9 @@ TORTURES: dict[str, tuple[Callable[[int], Line], int]] = {
     "sharded": (_sharded, 50),
     "dead-rank": (_dead_rank, 5),
     "one-signal": (_one_signal, 5),
+    "margins": (_margins, 100_000),
+    "rows": (_rows, 10_000),
+    "hostile": (_hostile, 1),
 }
 
 
