@@ -156,14 +156,15 @@ def main(arguments: list[str] | None = None) -> None:
     warn_if_busy()
     workload = make_workload(options)
     documented = options.rounds if options.documented_rounds is None else options.documented_rounds
+    fewer_rounds = {
+        "trl-documented": documented,
+        "trl-denormals": min(options.denormals_rounds, options.rounds),
+    }
     results = run_rounds(
         make_jobs(options, workload),
         options.out,
         rounds=options.rounds,
-        fewer_rounds={
-            "trl-documented": documented,
-            "trl-denormals": min(options.denormals_rounds, options.rounds),
-        },
+        fewer_rounds=fewer_rounds,
         resume=options.resume,
     )
     found = {name: runs for name, runs in results.items() if runs}
@@ -171,14 +172,16 @@ def main(arguments: list[str] | None = None) -> None:
     facts = (
         f"{options.model}, {len(workload.pairs)} pairs in file order, {options.pairs_per_step} a step, "
         f"{needed_tokens(workload.pairs) / len(workload.pairs):.0f} needed tokens a pair; "
-        f"median of {options.rounds} rounds."
+        f"median of {options.rounds} rounds"
     )
     titles = titles_for(options.pairs_per_step)
+    fewer = [f"{titles[name]}: {len(runs)}" for name, runs in found.items() if len(runs) < options.rounds]
+    facts += f" ({', '.join(fewer)})." if fewer else "."
     publish("training", to_markdown(figures, titles, facts), options.out, results=found, figures=figures)
     plot_training(found, titles, options.out / "training.png")
     if not figures["same_token_ids"]:
         raise SystemExit("the trainers did not train on the same token ids: the comparison above is void")
-    if missing := [name for name, runs in results.items() if not runs]:
+    if missing := [name for name, runs in results.items() if not runs and fewer_rounds.get(name, 1)]:
         raise SystemExit(f"without result: {', '.join(missing)}; see log.txt in {options.out}/round-1")
 
 
