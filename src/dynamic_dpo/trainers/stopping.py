@@ -31,6 +31,7 @@ class StopsWhenAsked:
     state: Any
     stop_signal: int | None = None
     evaluation_pending = False
+    _saved_step = -1
 
     def stop_agreed(self) -> bool:
         """Return whether a signal has asked any rank to stop. Collective over ranks."""
@@ -49,9 +50,19 @@ class StopsWhenAsked:
             yield batch
 
     def raise_if_stopped(self) -> None:
-        """Raise `Interrupted` if training has ended because a signal asked for it."""
+        """Raise `Interrupted` if training has ended because a signal asked for it. Collective over ranks.
+
+        A signal that came in the middle of the last checkpoint counts too; one after it, without a checkpoint of
+        the last step, does not: what was trained would be lost.
+        """
+        if self._saved_step == self.state.global_step:
+            self.stop_agreed()
         if self.stop_signal is not None:
             raise Interrupted(self.stop_signal)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
+        self._saved_step = self.state.global_step
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         epoch = self.state.epoch or 0.0
