@@ -153,4 +153,5 @@ def test_statistics_do_not_depend_on_the_chunk(tmp_path: Path) -> None:
     object.__setattr__(trainer.policy.scorer.config, "head_chunk", 1000)
     large = engines(trainer).statistics
     for key in (AWAY, TOWARDS):
-        torch.testing.assert_close(small[key], large[key], rtol=1e-5, atol=1e-6)
+        # Sums of float32 logarithms of either sign: what cancels leaves the rounding of its parts.
+        torch.testing.assert_close(small[key], large[key], rtol=1e-5, atol=1e-5)

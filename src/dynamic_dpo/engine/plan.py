@@ -22,7 +22,7 @@ def plan_microbatches(
 
     Pairs are sorted by length, longest first, so that a step that cannot fit fails at once and rows of one
     micro-batch need little padding. A pair longer than the budget is a micro-batch of its own. Without padding
-    each pair goes to the first micro-batch that has room for it.
+    as few micro-batches as first fit finds, or fewer, are filled evenly.
 
     Args:
         lengths: Tokens of each pair's longest row.
@@ -43,7 +43,7 @@ def plan_microbatches(
         >>> plan_microbatches([3, 9, 4, 8], tokens_per_microbatch=18, at_least=3)
         [[1], [3], [2, 0]]
         >>> plan_microbatches([3, 9, 4, 8], tokens_per_microbatch=13, padded=False)
-        [[1, 2], [3, 0]]
+        [[1, 0], [3, 2]]
     """
     if tokens_per_microbatch < 1:
         raise ConfigError(f"tokens_per_microbatch must be at least 1, got {tokens_per_microbatch}")
