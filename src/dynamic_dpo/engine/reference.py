@@ -26,7 +26,7 @@ from safetensors.numpy import save as pack_shard
 
 from dynamic_dpo.engine.rows import PairBatch
 from dynamic_dpo.errors import CheckpointError, NonFiniteError
-from dynamic_dpo.utils.files import sync
+from dynamic_dpo.utils.files import cache_folder, sync
 from dynamic_dpo.utils.signals import deferred, raise_if_requested
 
 logger = logging.getLogger("dynamic_dpo")
@@ -50,13 +50,7 @@ class ReferenceEntry(NamedTuple):
 
 def default_reference_dir() -> Path:
     """Return the user's cache folder for reference log-probabilities; ``DYNAMIC_DPO_CACHE`` overrides it."""
-    override = os.environ.get("DYNAMIC_DPO_CACHE")
-    base = (
-        Path(override)
-        if override
-        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dynamic-dpo"
-    )
-    return base / "reference"
+    return cache_folder("reference")
 
 
 def pair_key(prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int]) -> bytes:

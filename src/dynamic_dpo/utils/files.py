@@ -13,6 +13,13 @@ from pathlib import Path
 from typing import Any
 
 
+def cache_folder(name: str) -> Path:
+    """Return a folder of the user's cache, not made yet; the variable ``DYNAMIC_DPO_CACHE`` moves the cache."""
+    moved = os.environ.get("DYNAMIC_DPO_CACHE")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dynamic-dpo"
+    return (Path(moved) if moved else base) / name
+
+
 def write_text(path: str | Path, text: str) -> Path:
     """Write ``text`` to ``path`` through a temporary file, synced and renamed; folders are made.
 
@@ -27,7 +34,7 @@ def write_text(path: str | Path, text: str) -> Path:
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files private; a run's records are as readable as any other file of the user.
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~umask())
         os.replace(temporary, target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -109,7 +116,8 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _umask() -> int:
+def umask() -> int:
+    """Return the process's file mode creation mask."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

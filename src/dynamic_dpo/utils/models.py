@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from dynamic_dpo.errors import ModelError
+from dynamic_dpo.utils.gguf import forget, unpacked
 
 PACKAGE_PREFIX = "package:"
 # Said aloud: left out, transformers asks on the terminal whether to run code that a model's repository brings.
@@ -114,16 +115,28 @@ def load_model(source: ModelSource, **kwargs: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    kwargs = {"dtype": torch.float32, **SAFE_LOADING, "weights_only": True, **kwargs}
+    def read(location: str, options: dict[str, Any], gguf: dict[str, Any]) -> Any:
+        options = {"dtype": torch.float32, **SAFE_LOADING, "weights_only": True, **options}
+        model = AutoModelForCausalLM.from_pretrained(location, **gguf, **options)
+        if gguf:
+            # The weights are dequantised now; a saved copy that says otherwise could not be loaded again.
+            del model.config.quantization_config
+            model.is_quantized = False
+            model.hf_quantizer = None
+        return model
+
+    def unpack(folder: Path) -> None:
+        read(source.location, {}, source.load_kwargs).save_pretrained(folder)
+
+    def load(location: str, **gguf: Any) -> Any:
+        return read(location, kwargs, gguf)
+
     try:
-        model = AutoModelForCausalLM.from_pretrained(source.location, **source.load_kwargs, **kwargs)
+        model = _load(source, "model", unpack, load)
     except _NOT_LOADABLE as error:
         raise ModelError(f"model {source.name!r} cannot be loaded: {_first_lines(error)}") from error
     if source.gguf_file:
-        # The weights are dequantised now; a saved copy that says otherwise could not be loaded again.
-        del model.config.quantization_config
-        model.is_quantized = False
-        model.hf_quantizer = None
+        model.config._name_or_path = source.location
     return model
 
 
@@ -135,12 +148,33 @@ def load_tokenizer(source: ModelSource) -> Any:
     """
     from transformers import AutoTokenizer
 
+    def load(location: str, **gguf: Any) -> Any:
+        return AutoTokenizer.from_pretrained(location, **gguf, **SAFE_LOADING)
+
+    def unpack(folder: Path) -> None:
+        load(source.location, **source.load_kwargs).save_pretrained(folder)
+
     try:
-        return AutoTokenizer.from_pretrained(source.location, **source.load_kwargs, **SAFE_LOADING)
+        return _load(source, "tokenizer", unpack, load)
     except _NOT_LOADABLE as error:
         raise ModelError(
             f"the tokenizer of model {source.name!r} cannot be loaded: {_first_lines(error)}"
         ) from error
+
+
+def _load(source: ModelSource, part: str, unpack: Callable[[Path], None], load: Callable[..., Any]) -> Any:
+    """Load a part of a source; that of a ``.gguf`` file from its ordinary copy, where there can be one."""
+    file = Path(source.location, source.gguf_file or "")
+    copy = unpacked(file, part, unpack) if source.gguf_file else None
+    if copy is None:
+        return load(source.location, **source.load_kwargs)
+    try:
+        loaded = load(str(copy))
+    except _NOT_LOADABLE:
+        loaded = load(source.location, **source.load_kwargs)
+        forget(copy)  # Only now: what the caller asked for may have been the fault.
+    loaded.name_or_path = source.location
+    return loaded
 
 
 def _first_lines(error: BaseException) -> str:

@@ -1,0 +1,100 @@
+"""Ordinary copies of ``.gguf`` models in the user's cache, so that only the first start pays for unpacking them.
+
+Unpacking reads half a million values one by one in Python and dequantises every weight: twenty seconds for a model
+that an ordinary folder gives back in two. The copy holds the same float32 weights bit for bit and the same
+tokenizer. What a model is for is not known here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from dynamic_dpo.utils.files import cache_folder, sync_tree, umask
+
+logger = logging.getLogger(__name__)
+
+# Of a .gguf file. Beyond it a copy takes more of the disk than the seconds are worth: its weights are float32.
+LARGEST_FILE = 2**30
+# What a copy may need: float32 is eight times four bits, and then some disk is to be left.
+FREE_PER_BYTE = 12
+DAY = 86400
+
+
+def unpacked(file: Path, part: str, unpack: Callable[[Path], None]) -> Path | None:
+    """Return the folder with an ordinary copy of a part of a ``.gguf`` file, making it if there is none.
+
+    Copies are found by the file's content and the versions of the libraries that unpack it. They appear whole or
+    not at all, also when several processes make one at a time.
+
+    Args:
+        file: The ``.gguf`` file.
+        part: Name of the part, such as ``model`` or ``tokenizer``.
+        unpack: Writes the part into the empty folder it is given.
+
+    Returns:
+        The folder, or ``None`` where there can be no copy (a large file, a full or read-only disk): read the file
+        itself then.
+    """
+    try:
+        size = file.stat().st_size
+        if size > LARGEST_FILE:
+            return None
+        folder = cache_folder("gguf") / _identity(file)
+        target = folder / part
+        if target.is_dir():
+            return target
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder)
+        if shutil.disk_usage(folder).free < FREE_PER_BYTE * size:
+            return None
+        return _make(target, unpack)
+    except PackageNotFoundError:
+        return None  # Whoever reads the file will say what is missing.
+    except OSError as error:
+        logger.warning("no copy of %s is kept for later starts: %s", file, error)
+        return None
+
+
+def forget(folder: Path) -> None:
+    """Remove a copy that cannot be read, so that the next start makes it anew."""
+    logger.warning("the copy %s cannot be read and is removed; the .gguf file is read instead", folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make(target: Path, unpack: Callable[[Path], None]) -> Path:
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+    try:
+        unpack(temporary)
+        sync_tree(temporary)
+        # mkdtemp makes folders private; copies are as readable as the user's other files.
+        temporary.chmod(0o777 & ~umask())
+        try:
+            temporary.rename(target)
+        except OSError:
+            if not target.is_dir():  # Otherwise another process was first: its copy is as good.
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _identity(file: Path) -> str:
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256")
+    digest.update(f"|gguf {version('gguf')}|transformers {version('transformers')}".encode())
+    return digest.hexdigest()[:32]
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left; a copy that is being made is younger than a day."""
+    for path in folder.glob(".*.tmp"):
+        if time.time() - os.stat(path).st_mtime > DAY:
+            shutil.rmtree(path, ignore_errors=True)
