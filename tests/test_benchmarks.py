@@ -147,7 +147,8 @@ def test_every_job_gets_its_rounds_and_no_job_is_always_first() -> None:
 def test_figures_are_medians_and_ratios_within_one_run() -> None:
     # 8 pairs in 4, 2 and 8 seconds are 2, 4 and 1 pairs/s: the median is 2. TRL's is 0.5, the limit's 4.
     ours = [result(step_seconds=[s / 2, s / 2], losses=[0.7, 0.6], ids_sha256="a") for s in (4.0, 2.0, 8.0)]
-    trl = [result(step_seconds=[8.0, 8.0], losses=[0.7, 0.6003], ids_sha256="a", reference_seconds=4.0)]
+    passed = {"reference_seconds": 4.0, "reference_positions": 100}
+    trl = [result(step_seconds=[8.0, 8.0], losses=[0.7, 0.6003], ids_sha256="a", **passed)]
     limit = [result(step_seconds=[2.0], flops=6e9)]
     figures = script("run").figures_of({"ours": ours, "trl-best": trl, "matmul-limit": limit})
     assert figures["trainers"]["ours"]["pairs_per_second"] == 2.0
@@ -155,6 +156,7 @@ def test_figures_are_medians_and_ratios_within_one_run() -> None:
     assert figures["trainers"]["ours"]["share_of_limit"] == 0.5
     assert figures["trainers"]["trl-best"]["ours_is_times_faster"] == 4.0
     assert figures["trainers"]["trl-best"]["reference_pairs_per_second"] == 2.0
+    assert result(reference_seconds=0.01).reference_pairs_per_second == 0  # Everything was found stored.
     assert figures["loss_difference"] == pytest.approx(0.0003 / 0.6003)
     assert figures["matmul_gflops"] == 3.0
     assert figures["same_token_ids"]

@@ -236,6 +236,14 @@ def test_a_disk_that_refuses_costs_the_copy_and_nothing_else(
     monkeypatch.setenv("DYNAMIC_DPO_CACHE", str(any_file))  # A file stands where the folder should be.
     assert unpacked(any_file, "model", pytest.fail) is None
 
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("DYNAMIC_DPO_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert unpacked(any_file, "model", pytest.fail) is None
+
 
 def test_an_interruption_leaves_no_half_copy(any_file: Path) -> None:
     def stop(folder: Path) -> None:

@@ -129,8 +129,8 @@ class Result:
 
     @property
     def reference_pairs_per_second(self) -> float:
-        """Pairs per second of the reference pass."""
-        return self.num_pairs / self.reference_seconds if self.reference_seconds else 0.0
+        """Pairs per second of the reference pass; 0 where all were found stored."""
+        return self.num_pairs / self.reference_seconds if self.reference_positions else 0.0
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -242,6 +242,6 @@ def plan_rounds(wanted: Mapping[str, int]) -> list[tuple[int, str]]:
 
 def _said_of(result: Result) -> str:
     speed = f"{result.pairs_per_second:.3f} pairs/s" if result.step_seconds else "no training"
-    if result.reference_seconds:
+    if result.reference_positions:
         speed += f", reference {result.reference_pairs_per_second:.2f} pairs/s"
     return f"{speed}, peak {result.peak_bytes / 1e9:.2f} GB"

@@ -55,10 +55,12 @@ def unpacked(file: Path, part: str, unpack: Callable[[Path], None]) -> Path | No
         _remove_leftovers(folder)
         if shutil.disk_usage(folder).free < FREE_PER_BYTE * size:
             return None
-        return _make(target, unpack)
+        _make(target, unpack)
+        logger.info("the %s of %s is unpacked and kept for later starts: %s", part, file.name, target)
+        return target
     except PackageNotFoundError:
         return None  # Whoever reads the file will say what is missing.
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home folder.
         logger.warning("no copy of %s is kept for later starts: %s", file, error)
         return None
 
@@ -69,7 +71,7 @@ def forget(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _make(target: Path, unpack: Callable[[Path], None]) -> Path:
+def _make(target: Path, unpack: Callable[[Path], None]) -> None:
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
     try:
         unpack(temporary)
@@ -83,7 +85,6 @@ def _make(target: Path, unpack: Callable[[Path], None]) -> Path:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return target
 
 
 def _identity(file: Path) -> str:
