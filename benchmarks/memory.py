@@ -32,11 +32,10 @@ def main(arguments: list[str] | None = None) -> None:
             name,
             gigabytes(peak),
             number(ratio(peak, first), 3, " ×"),
-            number(median_of(results[name], lambda r: r.pairs_per_second), 3),
         ]
         for name, peak in peaks.items()
     ]
-    header = ["trainer", "peak while training, GB", "against the first", "pairs/s"]
+    header = ["trainer", "peak while training, GB", "against the first"]
     publish(
         "memory",
         f"### Memory\n\n{table(header, rows)}\n\n{options.model}, {options.pairs} pairs in all.",
