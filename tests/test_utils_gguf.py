@@ -91,7 +91,12 @@ def tiny(tmp_path: Path) -> Path:
 
 
 def parts() -> list[str]:
-    return sorted(path.name for path in cache_folder("gguf").glob("*/*"))
+    found = (path.name for path in cache_folder("gguf").glob("*/*"))
+    return sorted(name for name in found if not name.startswith("."))
+
+
+def leftovers() -> list[str]:
+    return [path.name for path in cache_folder("gguf").glob("*/.*.tmp")]
 
 
 def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,39 +257,54 @@ def test_an_interruption_leaves_no_half_copy(any_file: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         unpacked(any_file, "model", stop)
-    assert parts() == []
+    assert parts() == leftovers() == []
 
 
-def test_processes_that_make_a_copy_at_a_time_end_with_one_whole_copy(any_file: Path) -> None:
-    begin = threading.Barrier(4)
+def test_of_processes_that_want_a_copy_at_a_time_one_makes_it(any_file: Path) -> None:
+    made = []
 
-    def write_together(folder: Path) -> None:
+    def write_slowly(folder: Path) -> None:
+        made.append(folder)
+        time.sleep(0.2)
         write_note(folder)
-        begin.wait(timeout=30)
 
     found: list[Path | None] = []
     threads = [
-        threading.Thread(target=lambda: found.append(unpacked(any_file, "model", write_together)))
+        threading.Thread(target=lambda: found.append(unpacked(any_file, "model", write_slowly)))
         for _ in range(4)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 4
+    assert (len(found), len(made)) == (4, 1)
     (folder,) = set(found)
     assert folder is not None
     assert (folder / "note").read_text() == "whole"
     assert parts() == ["model"]
 
 
-def test_leftovers_of_killed_processes_go_after_a_day(any_file: Path) -> None:
-    copy = unpacked(any_file, "model", write_note)
-    assert copy is not None
-    old, young = copy.parent / ".tokenizer.a.tmp", copy.parent / ".tokenizer.b.tmp"
-    for folder in (old, young):
-        folder.mkdir()
-    yesterday = time.time() - 2 * copies.DAY
-    os.utime(old, (yesterday, yesterday))
-    unpacked(any_file, "tokenizer", write_note)
-    assert parts() == [".tokenizer.b.tmp", "model", "tokenizer"]
+def test_nobody_waits_for_ever(any_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies, "PATIENCE", 0.1)
+    inner: list[Path | None] = []
+
+    def take_long(folder: Path) -> None:
+        inner.append(unpacked(any_file, "model", pytest.fail))
+        write_note(folder)
+
+    assert unpacked(any_file, "model", take_long) is not None
+    assert inner == [None]
+
+
+def test_what_a_killed_process_left_goes_when_the_copy_is_made(any_file: Path) -> None:
+    def die(folder: Path) -> None:
+        write_note(folder)
+        os._exit(9)
+
+    if (child := os.fork()) == 0:
+        unpacked(any_file, "model", die)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert len(leftovers()) == 1
+    assert unpacked(any_file, "model", write_note) is not None
+    assert leftovers() == []
+    assert parts() == ["model"]

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from filelock import FileLock
 
 from dynamic_dpo.utils.files import cache_folder, sync_tree, umask
 
@@ -25,14 +25,15 @@ logger = logging.getLogger(__name__)
 LARGEST_FILE = 2**30
 # What a copy may need: float32 is eight times four bits, and then some disk is to be left.
 FREE_PER_BYTE = 12
-DAY = 86400
+# Seconds to wait for another process that makes the same copy.
+PATIENCE = 300.0
 
 
 def unpacked(file: Path, part: str, unpack: Callable[[Path], None]) -> Path | None:
     """Return the folder with an ordinary copy of a part of a ``.gguf`` file, making it if there is none.
 
     Copies are found by the file's content and the versions of the libraries that unpack it. They appear whole or
-    not at all, also when several processes make one at a time.
+    not at all; of several processes one makes it and the others wait.
 
     Args:
         file: The ``.gguf`` file.
@@ -40,7 +41,8 @@ def unpacked(file: Path, part: str, unpack: Callable[[Path], None]) -> Path | No
         unpack: Writes the part into the empty folder it is given.
 
     Returns:
-        The folder, or ``None`` where there can be no copy (a large file, a full or read-only disk): read the file
+        The folder, or ``None`` where there can be no copy (a large file, a full or read-only
+        disk, another process that takes minutes): read the file
         itself then.
     """
     try:
@@ -52,10 +54,15 @@ def unpacked(file: Path, part: str, unpack: Callable[[Path], None]) -> Path | No
         if target.is_dir():
             return target
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder)
-        if shutil.disk_usage(folder).free < FREE_PER_BYTE * size:
-            return None
-        _make(target, unpack)
+        # The system gives up a killed process's lock.
+        with FileLock(folder / f".{part}.lock", timeout=PATIENCE):
+            if target.is_dir():
+                return target
+            for left_by_a_killed_one in folder.glob(f".{part}.*.tmp"):
+                shutil.rmtree(left_by_a_killed_one, ignore_errors=True)
+            if shutil.disk_usage(folder).free < FREE_PER_BYTE * size:
+                return None
+            _make(target, unpack)
         logger.info("the %s of %s is unpacked and kept for later starts: %s", part, file.name, target)
         return target
     except PackageNotFoundError:
@@ -78,11 +85,7 @@ def _make(target: Path, unpack: Callable[[Path], None]) -> None:
         sync_tree(temporary)
         # mkdtemp makes folders private; copies are as readable as the user's other files.
         temporary.chmod(0o777 & ~umask())
-        try:
-            temporary.rename(target)
-        except OSError:
-            if not target.is_dir():  # Otherwise another process was first: its copy is as good.
-                raise
+        temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -92,10 +95,3 @@ def _identity(file: Path) -> str:
         digest = hashlib.file_digest(opened, "sha256")
     digest.update(f"|gguf {version('gguf')}|transformers {version('transformers')}".encode())
     return digest.hexdigest()[:32]
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left; a copy that is being made is younger than a day."""
-    for path in folder.glob(".*.tmp"):
-        if time.time() - os.stat(path).st_mtime > DAY:
-            shutil.rmtree(path, ignore_errors=True)
