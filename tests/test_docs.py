@@ -146,7 +146,9 @@ def test_settings_on_command_lines_parse_with_the_file_they_follow() -> None:
         if "--config" not in words:
             continue
         settings = apply_overrides(load_yaml(ROOT / words[words.index("--config") + 1]), overrides_of(words))
-        check = get_evaluation_config if {"evaluate", "judge"} & set(words[:2]) else get_training_config
+        check = (
+            get_evaluation_config if {"evaluate", "judge", "export"} & set(words[:2]) else get_training_config
+        )
         check(settings)
         checked += 1
     assert checked >= 10

@@ -11,6 +11,7 @@ COMMANDS = {
     "train-sft": ("train_sft", "fine-tune a model on conversations"),
     "evaluate": ("evaluate", "generate with several models, judge, and report win rates"),
     "judge": ("judge", "judge the outputs of an evaluation: its stage judge alone"),
+    "export": ("export", "outputs or verdicts in the files of AlpacaEval or Arena-Hard"),
     "score": ("score", "rewards and margins of a trained policy for given pairs"),
     "report": ("report", "write a page and plots from a run's folder"),
     "memory": ("memory", "estimate the memory that each GPU needs, with the arithmetic"),

@@ -1,0 +1,118 @@
+"""``dynamic-dpo export``: an evaluation's outputs or verdicts in a file of AlpacaEval or Arena-Hard."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dynamic_dpo.cli import evaluate
+from dynamic_dpo.cli.common import configured_parser, read_settings, run_command
+from dynamic_dpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dynamic_dpo.eval.evaluation_plan import EvaluationPlan
+
+DESCRIPTION = (
+    "Write a model's outputs, or the verdicts on it against another, in AlpacaEval's or Arena-Hard's files."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return run_command(_command, argv)
+
+
+def _command(argv: Sequence[str]) -> int:
+    parser = configured_parser("dynamic-dpo export", DESCRIPTION)
+    parser.add_argument(
+        "--to",
+        choices=FORMATS,
+        help="alpaca-outputs: model_outputs.json; alpaca-annotations: verdicts for AlpacaEval; arena-hard: two games "
+        "a question, JSON lines",
+    )
+    parser.add_argument("--out", metavar="FILE", help="file to write; must not exist")
+    parser.add_argument(
+        "--model", metavar="NAME", help="whose; may be left out where there is one beside the baseline"
+    )
+    parser.add_argument(
+        "--against", metavar="NAME", help="other model of the verdicts; default: the baseline"
+    )
+    settings = read_settings(parser, argv, keys=evaluate.keys)
+    if settings is None:
+        return 0
+    arguments = parser.parse_args(list(argv))
+    for option in ("to", "out"):
+        if getattr(arguments, option) is None:
+            raise ConfigError(f"{parser.prog} needs --{option}; --help says more")
+    # A file beside an evaluation may have been edited by hand, or be another model's.
+    if Path(arguments.out).exists():
+        raise ConfigError(f"{arguments.out} is there already: choose another --out, or move it away")
+    from dynamic_dpo.cli.evaluation_plan import build_plan
+    from dynamic_dpo.config import get_evaluation_config
+
+    plan = build_plan(get_evaluation_config(settings))
+    against = _model(plan, "--against", arguments.against or plan.baseline_name)
+    model = _model(plan, "--model", arguments.model or _only_other(plan, against))
+    if model == against and arguments.to != "alpaca-outputs":
+        raise ConfigError(
+            f"--model and --against are both {model!r}: verdicts are between two models, name another"
+        )
+    print(FORMATS[arguments.to](plan, Path(arguments.out), model, against))
+    return 0
+
+
+def _model(plan: EvaluationPlan, option: str, name: str) -> str:
+    names = [model.name for model in plan.models]
+    if name not in names:
+        raise ConfigError(f"{option} must be one of models ({', '.join(names)}), got {name!r}")
+    return name
+
+
+def _only_other(plan: EvaluationPlan, against: str) -> str:
+    others = [model.name for model in plan.models if model.name != against]
+    if len(others) > 1:
+        raise ConfigError(f"name the model with --model: one of {', '.join(others)}")
+    return others[0]
+
+
+def _alpaca_outputs(plan: EvaluationPlan, path: Path, model: str, against: str) -> Path:
+    from dynamic_dpo.eval.evaluated import outputs_of, prompts_of
+    from dynamic_dpo.eval.exchange import export_alpaca_outputs
+    from dynamic_dpo.eval.manifest import Manifest
+
+    manifest = Manifest(plan.folder)
+    prompts = prompts_of(plan, manifest)
+    return export_alpaca_outputs(path, prompts, outputs_of(plan, prompts, manifest)[model].outputs, model)
+
+
+def _alpaca_annotations(plan: EvaluationPlan, path: Path, model: str, against: str) -> Path:
+    from dynamic_dpo.eval.evaluated import collect
+    from dynamic_dpo.eval.exchange import export_alpaca_annotations
+
+    done = collect(plan)
+    return export_alpaca_annotations(
+        path, done.prompts, done.outputs, done.records, model=model, baseline=against, judge=done.judge
+    )
+
+
+def _arena_hard(plan: EvaluationPlan, path: Path, model: str, against: str) -> Path:
+    from dynamic_dpo.eval.evaluated import collect
+    from dynamic_dpo.eval.exchange import export_arena_hard_judgements
+
+    done = collect(plan)
+    return export_arena_hard_judgements(
+        path, done.prompts, done.records, model=model, baseline=against, judge=done.judge
+    )
+
+
+FORMATS: dict[str, Callable[[EvaluationPlan, Path, str, str], Path]] = {
+    "alpaca-outputs": _alpaca_outputs,
+    "alpaca-annotations": _alpaca_annotations,
+    "arena-hard": _arena_hard,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
