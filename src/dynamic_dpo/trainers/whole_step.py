@@ -18,6 +18,7 @@ from dynamic_dpo.methods.base import Control, PreferenceMethod
 from dynamic_dpo.trainers.guards import MarginGuard
 from dynamic_dpo.trainers.metrics import MetricSums, gather_ragged, pair_metrics
 from dynamic_dpo.trainers.policy import PolicyAndReference
+from dynamic_dpo.utils.process import FreedMemory
 
 # Told of each controller update: all ranks' margins (CPU), this rank's, the update's number, the method's reading.
 OnUpdate = Callable[[Tensor, Tensor, int, dict[str, float]], None]
@@ -57,6 +58,7 @@ class WholeStep:
         self.device_batch = device_batch
         self.passes_in_step = passes_in_step
         self.metrics = MetricSums()
+        self.freed_memory = FreedMemory()
         self.num_updates = 0
         self.num_pairs = 0
 
@@ -112,6 +114,7 @@ class WholeStep:
             seen.append(torch.stack([forward.margins.detach(), evidence], dim=1))
             loss_sum = loss_sum + losses.detach().sum()
             self.metrics.add_pairs(pair_metrics(forward, decided))
+            self.freed_memory.look()
         return loss_sum, in_order(seen, plan)
 
     def _control_before_loss(self, model: nn.Module, batch: PairBatch, plan: list[list[int]]) -> Control:
