@@ -43,7 +43,7 @@ class FreedMemory:
     """Gives freed memory back when it has splintered, so that kept blocks do not add up over a long run.
 
     Micro-batches of 766 and 768 tokens fill each other's blocks badly: what is kept grows by a tenth over some
-    sixty of them. Giving all of it back costs the next micro-batch its page faults, half a second for 2 GB, and
+    sixty of them. Giving all of it back costs the next micro-batch its page faults, about a second for 1.5 GB, and
     happens only once memory has grown by more than `TOLERATED` over what was needed when it was fresh.
 
     Args:
