@@ -80,6 +80,7 @@ def test_the_other_direction_may_be_asked_for(judged: Path, tmp_path: Path) -> N
     [
         (["--to", "alpaca-outputs"], "needs --out"),
         (["--out", "new.json"], "needs --to"),
+        (["--to", "alpaca-outputs", "--out", "new.json", "--against", "start"], "no effect on outputs"),
         (
             ["--to", "alpaca-outputs", "--out", "new.json", "--model", "other"],
             "--model must be one of models",

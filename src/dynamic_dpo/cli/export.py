@@ -52,6 +52,8 @@ def _command(argv: Sequence[str]) -> int:
     from dynamic_dpo.cli.evaluation_plan import build_plan
     from dynamic_dpo.config import get_evaluation_config
 
+    if arguments.against and arguments.to == "alpaca-outputs":
+        raise ConfigError("--against has no effect on outputs, which are one model's: leave it out")
     plan = build_plan(get_evaluation_config(settings))
     against = _model(plan, "--against", arguments.against or plan.baseline_name)
     model = _model(plan, "--model", arguments.model or _only_other(plan, against))
