@@ -41,9 +41,8 @@ def unpacked(file: Path, part: str, unpack: Callable[[Path], None]) -> Path | No
         unpack: Writes the part into the empty folder it is given.
 
     Returns:
-        The folder, or ``None`` where there can be no copy (a large file, a full or read-only
-        disk, another process that takes minutes): read the file
-        itself then.
+        The folder, or ``None`` where there can be no copy (a large file, a full or read-only disk, another process
+        that takes minutes): read the file itself then.
     """
     try:
         size = file.stat().st_size

@@ -1,6 +1,7 @@
 """Settings of the process that make training on a CPU as fast as its memory and its floats allow.
 
-They change speed only. Each is set before the first operation, so that every thread has it.
+They change speed and memory only. What `prepare_process` sets comes before the first operation, so that every thread
+has it.
 """
 
 from __future__ import annotations
