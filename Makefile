@@ -44,7 +44,7 @@ walls: $(READY)
 
 docs: $(READY)
 	# The reference of settings is generated from the schema; a difference means it was not written again.
-	$(BIN)/python -m dynamic_dpo.config.reference | diff - docs/configuration.md
+	$(BIN)/python -m dynamic_dpo.config.key_reference | diff - docs/configuration.md
 
 # Benchmarks need the machine for themselves. BENCH passes options on: make bench BENCH="--rounds 1 --data rows.jsonl"
 bench: $(READY)

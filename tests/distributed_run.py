@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from dynamic_dpo.methods import Risk, RiskConfig
+from dynamic_dpo.runs.margin_log import MarginLogConfig
 from dynamic_dpo.trainers import PreferenceTrainer
-from dynamic_dpo.trainers.margin_log import MarginLogConfig
 from tiny import random_pairs, tiny_gpt2, training_arguments, word_tokenizer
 
 

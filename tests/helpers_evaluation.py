@@ -129,8 +129,8 @@ def start(argv: list[str], *, output: str | Path = os.devnull) -> Any:
     """Begin an evaluation in a process of its own, which has loaded everything already; it prints into a file."""
     context = get_context("forkserver")
     context.set_forkserver_preload(
-        ["torch", "transformers", "datasets", "openai", "dynamic_dpo.eval.pipeline_report",
-         "dynamic_dpo.eval.oracle_judge", "dynamic_dpo.config.schema", "statsmodels.stats.proportion",
+        ["torch", "transformers", "datasets", "openai", "dynamic_dpo.eval.report.stage",
+         "dynamic_dpo.eval.judges.chat_judge", "dynamic_dpo.config.schema", "statsmodels.stats.proportion",
          "transformers.models.llama.modeling_llama"]
     )  # fmt: skip
     process = context.Process(target=evaluate_in_a_process, args=(argv, {"OPENAI_API_KEY": KEY}, str(output)))

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).resolve().parents[1] / "src" / "dynamic_dpo"
+from places import SOURCE
+
 # The trainer with what it mixes in, and the engine: neither knows which methods there are.
 METHODLESS = [
     *(SOURCE / "trainers" / f"{name}.py" for name in ("preference_trainer", "referenced_data", "resuming")),

@@ -20,8 +20,8 @@ from dynamic_dpo.config import (
     get_training_config,
     load_yaml,
 )
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<body>.*?)^(?P=indent)```$", re.M | re.S)
@@ -281,7 +281,7 @@ def drift_table() -> dict[int, tuple[float, float, float, float]]:
 @pytest.mark.parametrize("n", [4, 16])
 def test_the_drift_table_is_measured(n: int) -> None:
     from dynamic_dpo.methods import RiskConfig
-    from dynamic_dpo.methods.drift import null_drift
+    from dynamic_dpo.methods.risk.drift import null_drift
 
     paper, paper_error, exact, exact_error = drift_table()[n]
     # Another seed: the figure must be right, not only repeated. Two independent estimates, 4 standard errors.

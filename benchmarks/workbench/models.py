@@ -48,8 +48,8 @@ def is_random(name: str) -> bool:
 def load_model(name: str) -> Any:
     """Return the model in float32, on the CPU."""
     if not is_random(name):
-        from dynamic_dpo.utils.models import load_model as load
-        from dynamic_dpo.utils.models import resolve_model
+        from dynamic_dpo.models.sources import load_model as load
+        from dynamic_dpo.models.sources import resolve_model
 
         return load(resolve_model(name))
     import torch
@@ -70,8 +70,8 @@ def load_model(name: str) -> Any:
 def load_tokenizer(name: str) -> Any:
     """Return the model's tokenizer; of a random model, one whose words are the token numbers."""
     if not is_random(name):
-        from dynamic_dpo.utils.models import load_tokenizer as load
-        from dynamic_dpo.utils.models import resolve_model
+        from dynamic_dpo.models.sources import load_tokenizer as load
+        from dynamic_dpo.models.sources import resolve_model
 
         return load(resolve_model(name))
     from tokenizers import Tokenizer

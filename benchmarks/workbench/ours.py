@@ -13,8 +13,8 @@ from transformers import TrainingArguments
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.rows import PairBatch
 from dynamic_dpo.methods import DPO, DPOMethodConfig, PreferenceMethod, Risk, RiskConfig
+from dynamic_dpo.runs.margin_log import MarginLogConfig
 from dynamic_dpo.trainers import PreferenceTrainer
-from dynamic_dpo.trainers.margin_log import MarginLogConfig
 from workbench.arguments import pair_columns, shared_arguments, shift_margins
 from workbench.jobs import Job, Result
 from workbench.measure import PartClock, PeakMemory, PositionCounter, StepTimer

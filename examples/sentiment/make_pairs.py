@@ -108,8 +108,8 @@ def sample_reviews(prompts: list[str], store: Path, args: argparse.Namespace) ->
     done = read_store(store, settings)
     missing = [prompt for prompt in prompts if prompt not in done]
     if missing:
-        from dynamic_dpo.eval.generate import generate
-        from dynamic_dpo.utils.models import load_model, load_tokenizer, resolve_model
+        from dynamic_dpo.eval.generate.batched import generate
+        from dynamic_dpo.models.sources import load_model, load_tokenizer, resolve_model
 
         source = resolve_model(MODEL)
         model, tokenizer = load_model(source), load_tokenizer(source)

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 from dynamic_dpo.cli.common import run_command
 
 if TYPE_CHECKING:
-    from dynamic_dpo.eval.generate import Generation
-    from dynamic_dpo.eval.win_rate import WinRate
+    from dynamic_dpo.eval.generate.batched import Generation
+    from dynamic_dpo.eval.statistics.win_rate import WinRate
 
 HERE = Path(__file__).resolve().parent
 # As the pairs were sampled, but with another seed.
@@ -50,7 +50,7 @@ def _command(argv: Sequence[str]) -> int:
     from dynamic_dpo.cli.train_dpo import train_dpo
     from dynamic_dpo.config import apply_overrides, get_training_config, load_yaml
     from dynamic_dpo.eval import generate, write_run_report
-    from dynamic_dpo.utils.models import load_model, load_tokenizer, resolve_model
+    from dynamic_dpo.models.sources import load_model, load_tokenizer, resolve_model
 
     settings = load_yaml(HERE / "quickstart.yaml")
     settings["dataset"]["dataset_name"] = str(HERE / "pairs.jsonl")
@@ -131,7 +131,7 @@ def divergence(
 
     from dynamic_dpo.engine.rows import PairBatch
     from dynamic_dpo.engine.scorer import PairScorer
-    from dynamic_dpo.eval.prompts import render_prompt
+    from dynamic_dpo.eval.prompts.render import render_prompt
 
     def ids(outputs: list[Generation]) -> list[list[int]]:
         return [
@@ -168,7 +168,7 @@ def evaluate(before: list[Generation], after: list[Generation], folder: Path) ->
         run_judging,
         write_evaluation_report,
     )
-    from dynamic_dpo.eval.win_rate import win_rate
+    from dynamic_dpo.eval.statistics.win_rate import win_rate
 
     prompts = [PromptRecord.of([dict(message) for message in output.prompt]) for output in before]
     outputs = [

@@ -15,7 +15,7 @@ from experiments.bandit.store import Cell, Store
 from experiments.bandit.training import TrainingConfig
 from experiments.bandit.world import WorldConfig
 
-from dynamic_dpo.eval.paired_tests import holm
+from dynamic_dpo.eval.statistics.paired_tests import holm
 
 
 @dataclass(frozen=True)

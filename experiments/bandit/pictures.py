@@ -9,7 +9,7 @@ import numpy as np
 from experiments.bandit.arms import BEST, CONTROL, GIVEN
 from experiments.bandit.comparison import Results
 
-from dynamic_dpo.eval.run_plots import BLUE, GREEN, GREY, INK, ORANGE
+from dynamic_dpo.runs.plots import BLUE, GREEN, GREY, INK, ORANGE
 
 # Okabe and Ito's other colours, after those of the runs' own pictures.
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9")

@@ -14,6 +14,11 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from places import TESTS
+
+# Some tortures are tests of a room, run at full counts.
+sys.path += [str(TESTS / room) for room in ("data", "methods", "security")]
+
 
 class Line(NamedTuple):
     """A row of the table."""
@@ -162,11 +167,12 @@ def _margins(count: int) -> Line:
 
 def _rows(count: int) -> Line:
     from test_data_fuzz import MAKERS
+
     from torture.inputs import run_tests
 
     # The two sizes that the tests know.
     full = count >= 10_000
-    passed, wrong = run_tests("tests/test_data_fuzz.py", "-m", "slow" if full else "not slow")
+    passed, wrong = run_tests("tests/data/test_data_fuzz.py", "-m", "slow" if full else "not slow")
     number = f"{10_000 if full else 1500:,} rows of {len(MAKERS)} kinds, {passed} tests"
     return Line(
         "fuzzed rows through every reader: a crash, or a row neither kept nor quarantined", number, wrong
@@ -176,10 +182,11 @@ def _rows(count: int) -> Line:
 def _hostile(count: int) -> Line:
     from test_security_checkpoints import OTHERS, PICKLES
     from test_security_names import DOCUMENTS, NAMES
+
     from torture.inputs import run_tests
 
     passed, wrong = run_tests(
-        *(f"tests/test_security_{part}.py" for part in ("secrets", "names", "checkpoints"))
+        *(f"tests/security/test_security_{part}.py" for part in ("secrets", "names", "checkpoints"))
     )
     number = (
         f"50 secrets, {len(set(NAMES))} names, {len(set(DOCUMENTS))} YAML files, {len(PICKLES) + len(OTHERS)} "

@@ -10,7 +10,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-from dynamic_dpo.trainers.checkpoint_files import newest_complete
+from dynamic_dpo.trainers.checkpoints.folders import newest_complete
 from torture.corruption import KINDS, corrupt
 from torture.store import Damage
 from torture.tiny_run import train

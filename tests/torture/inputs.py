@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
-TESTS = Path(__file__).resolve().parents[1]
+from places import TESTS
 
 
 def foul_margins(count: int) -> tuple[int, list[str]]:

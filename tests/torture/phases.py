@@ -24,7 +24,7 @@ PHASES = {
     "the reference pass": "dynamic_dpo.trainers.reference_pass.ReferencePass._compute",
     "training": "dynamic_dpo.trainers.whole_step.WholeStep.run",
     "evaluation": "dynamic_dpo.trainers.referenced_data.evaluate_pairs",
-    "saving": "dynamic_dpo.trainers.whole_checkpoints.WholeCheckpoints._save_checkpoint",
+    "saving": "dynamic_dpo.trainers.checkpoints.whole.WholeCheckpoints._save_checkpoint",
 }
 
 

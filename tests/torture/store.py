@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from dynamic_dpo.engine.reference import ReferenceEntry, ReferenceStore, pair_key
+from dynamic_dpo.engine.reference_store import ReferenceEntry, ReferenceStore, pair_key
 from torture.corruption import KINDS, corrupt
 from torture.processes import Forked
 

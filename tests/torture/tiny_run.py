@@ -18,10 +18,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.methods import Risk, RiskConfig
 from dynamic_dpo.methods.base import Scope
-from dynamic_dpo.methods.risk_config import RiskMode
+from dynamic_dpo.methods.risk.config import RiskMode
+from dynamic_dpo.runs.margin_log import MarginLogConfig
 from dynamic_dpo.trainers import PreferenceTrainer
-from dynamic_dpo.trainers.checkpoint_files import checkpoint_folders
-from dynamic_dpo.trainers.margin_log import MarginLogConfig
+from dynamic_dpo.trainers.checkpoints.folders import checkpoint_folders
 from tiny import VOCAB, random_pairs, training_arguments, word_tokenizer
 
 # What a clock says, and where things lie.

@@ -171,7 +171,7 @@ def run_training(
     """
 
     def keys() -> str:
-        from dynamic_dpo.config.reference import render_help
+        from dynamic_dpo.config.key_reference import render_help
 
         return render_help()
 

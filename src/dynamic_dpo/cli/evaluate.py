@@ -44,9 +44,9 @@ def run_evaluation(config: EvaluationConfig, stages: Sequence[str] = STAGES) -> 
         ModelError: If a model cannot be used.
         JudgeError: If the judge cannot be had; what is answered stays answered.
     """
-    from dynamic_dpo.cli.evaluation_plan import build_plan, check_judge
+    from dynamic_dpo.cli.build_evaluation import build_plan, check_judge
     from dynamic_dpo.eval.pipeline import generate_all, judge_all, prepare
-    from dynamic_dpo.eval.pipeline_report import report
+    from dynamic_dpo.eval.report.stage import report
 
     plan = build_plan(config)
     if "judge" in stages:
@@ -90,7 +90,7 @@ def evaluate(settings: dict[str, object], stages: Sequence[str]) -> int:
 
 def keys() -> str:
     """Return the description of all keys, for ``--help``."""
-    from dynamic_dpo.config.reference import render_help
+    from dynamic_dpo.config.key_reference import render_help
     from dynamic_dpo.config.schema import EvaluationConfig
 
     return (

@@ -12,7 +12,7 @@ from dynamic_dpo.cli.common import configured_parser, read_settings, run_command
 from dynamic_dpo.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dynamic_dpo.eval.evaluation_plan import EvaluationPlan
+    from dynamic_dpo.eval.plan import EvaluationPlan
 
 DESCRIPTION = (
     "Write a model's outputs, or the verdicts on it against another, in AlpacaEval's or Arena-Hard's files."
@@ -49,7 +49,7 @@ def _command(argv: Sequence[str]) -> int:
     # A file beside an evaluation may have been edited by hand, or be another model's.
     if Path(arguments.out).exists():
         raise ConfigError(f"{arguments.out} is there already: choose another --out, or move it away")
-    from dynamic_dpo.cli.evaluation_plan import build_plan
+    from dynamic_dpo.cli.build_evaluation import build_plan
     from dynamic_dpo.config import get_evaluation_config
 
     if arguments.against and arguments.to == "alpaca-outputs":
@@ -80,7 +80,7 @@ def _only_other(plan: EvaluationPlan, against: str) -> str:
 
 
 def _alpaca_outputs(plan: EvaluationPlan, path: Path, model: str, against: str) -> Path:
-    from dynamic_dpo.eval.evaluated import outputs_of, prompts_of
+    from dynamic_dpo.eval.collected import outputs_of, prompts_of
     from dynamic_dpo.eval.exchange import export_alpaca_outputs
     from dynamic_dpo.eval.manifest import Manifest
 
@@ -90,7 +90,7 @@ def _alpaca_outputs(plan: EvaluationPlan, path: Path, model: str, against: str) 
 
 
 def _alpaca_annotations(plan: EvaluationPlan, path: Path, model: str, against: str) -> Path:
-    from dynamic_dpo.eval.evaluated import collect
+    from dynamic_dpo.eval.collected import collect
     from dynamic_dpo.eval.exchange import export_alpaca_annotations
 
     done = collect(plan)
@@ -100,7 +100,7 @@ def _alpaca_annotations(plan: EvaluationPlan, path: Path, model: str, against: s
 
 
 def _arena_hard(plan: EvaluationPlan, path: Path, model: str, against: str) -> Path:
-    from dynamic_dpo.eval.evaluated import collect
+    from dynamic_dpo.eval.collected import collect
     from dynamic_dpo.eval.exchange import export_arena_hard_judgements
 
     done = collect(plan)

@@ -13,7 +13,7 @@ from dynamic_dpo.cli.common import run_command
 from dynamic_dpo.cli.lab_arguments import add_result_files, comma_list, read_assignments, write_result
 
 if TYPE_CHECKING:
-    from dynamic_dpo.methods.risk_config import RiskConfig
+    from dynamic_dpo.methods.risk.config import RiskConfig
 
 DESCRIPTION = (
     "Feed the margins that a run has saved to other controllers or settings, and compare betas. Another beta would "
@@ -58,7 +58,7 @@ def _configured(run: Path) -> tuple[RiskConfig | None, dict[str, Any] | None]:
     path = run / "config.yaml"
     if not path.is_file():
         return None, None
-    from dynamic_dpo.cli.building import build_method, risk_settings
+    from dynamic_dpo.cli.build_training import build_method, risk_settings
     from dynamic_dpo.config import get_training_config, load_yaml
     from dynamic_dpo.lab.margins import read_margins
 

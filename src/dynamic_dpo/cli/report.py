@@ -22,7 +22,7 @@ def _command(argv: Sequence[str]) -> int:
     parser.add_argument("--out", metavar="FILE", help="where to write the page; default: RUN/report.html")
     parser.add_argument("--title", help="heading of the page")
     arguments = parser.parse_args(list(argv))
-    from dynamic_dpo.eval.run_report import write_run_report
+    from dynamic_dpo.runs.page import write_run_report
 
     print(write_run_report(arguments.run, out=arguments.out, title=arguments.title))
     return 0

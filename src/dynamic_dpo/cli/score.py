@@ -38,11 +38,11 @@ def _command(argv: Sequence[str]) -> int:
     for key in ("model", "data"):
         if not settings.get(key):
             raise ConfigError(f"score needs --{key}, or --config with the file of the training")
-    from dynamic_dpo.cli.evaluation_plan import require_statistics
+    from dynamic_dpo.cli.build_evaluation import require_statistics
 
     require_statistics("score")
-    from dynamic_dpo.eval.preference_metrics import summarise_margins
-    from dynamic_dpo.eval.score import score_pairs, write_scores
+    from dynamic_dpo.eval.scoring.metrics import summarise_margins
+    from dynamic_dpo.eval.scoring.pairs import score_pairs, write_scores
 
     beta = settings.setdefault("beta", 0.1)
     models = settings.pop("model"), settings.pop("reference", None)

@@ -46,7 +46,7 @@ def _command(argv: Sequence[str]) -> int:
     from dynamic_dpo.lab.scenario import Scenario
     from dynamic_dpo.lab.simulation import simulate
     from dynamic_dpo.lab.tables import simulation_table
-    from dynamic_dpo.methods.risk_config import RiskConfig
+    from dynamic_dpo.methods.risk.config import RiskConfig
 
     result = simulate(
         comma_list(arguments.mode),

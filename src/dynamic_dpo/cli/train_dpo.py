@@ -50,7 +50,7 @@ def train_dpo(config: TrainingConfig) -> Any:
 
     # Before the first operation, so that every thread of every pool has it.
     prepare_process()
-    from dynamic_dpo.cli.building import (
+    from dynamic_dpo.cli.build_training import (
         build_method,
         build_peft_config,
         check_device,
@@ -60,11 +60,11 @@ def train_dpo(config: TrainingConfig) -> Any:
     )
     from dynamic_dpo.data import prepare_preferences
     from dynamic_dpo.engine.config import EngineConfig
-    from dynamic_dpo.trainers.checkpoint import save_and_check
-    from dynamic_dpo.trainers.margin_log import MarginLogConfig
+    from dynamic_dpo.models.sources import file_fingerprint, load_tokenizer, resolve_model
+    from dynamic_dpo.runs.margin_log import MarginLogConfig
+    from dynamic_dpo.trainers.checkpoints.saved import save_and_check
     from dynamic_dpo.trainers.preference_trainer import PreferenceTrainer
     from dynamic_dpo.utils.debug import log_dpo_debug_samples
-    from dynamic_dpo.utils.models import file_fingerprint, load_tokenizer, resolve_model
 
     check_device(config)
     peft_config = build_peft_config(config)

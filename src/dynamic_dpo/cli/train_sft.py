@@ -51,7 +51,7 @@ def train_sft(config: TrainingConfig) -> Any:
     prepare_process()
     from trl import SFTConfig
 
-    from dynamic_dpo.cli.building import (
+    from dynamic_dpo.cli.build_training import (
         build_peft_config,
         check_device,
         common_arguments,
@@ -59,9 +59,9 @@ def train_sft(config: TrainingConfig) -> Any:
         trackers,
     )
     from dynamic_dpo.data import prepare_sft
-    from dynamic_dpo.trainers.checkpoint import save_and_check
+    from dynamic_dpo.models.sources import load_tokenizer, resolve_model
+    from dynamic_dpo.trainers.checkpoints.saved import save_and_check
     from dynamic_dpo.trainers.sft_trainer import build_sft_trainer
-    from dynamic_dpo.utils.models import load_tokenizer, resolve_model
 
     check_device(config)
     peft_config = build_peft_config(config)

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from dynamic_dpo.config.base import Document, PassthroughSection, Section, fields_by_key, refuse, section_of
-from dynamic_dpo.config.controller_sections import (
+from dynamic_dpo.config.passthrough import check_passthrough, training_argument_types
+from dynamic_dpo.config.phrases import given
+from dynamic_dpo.config.problems import describe_problems, known_paths, nearest
+from dynamic_dpo.config.sections.controller import (
     BetaUpdateSection,
     MarginLogSection,
     MethodSection,
@@ -22,20 +25,17 @@ from dynamic_dpo.config.controller_sections import (
     ScheduleSection,
     unmet_needs,
 )
-from dynamic_dpo.config.engine_sections import EngineSection, PeftSection, RolloutSection
-from dynamic_dpo.config.evaluation import (
+from dynamic_dpo.config.sections.engine import EngineSection, PeftSection, RolloutSection
+from dynamic_dpo.config.sections.evaluation import (
     EvaluatedModelSection,
     EvaluationDatasetSection,
     GenerationSection,
     OracleSection,
     OutputSection,
 )
-from dynamic_dpo.config.judging import JudgeSection, ScoringSection, StatisticsSection
-from dynamic_dpo.config.method_sections import unread_settings, with_method_sections
-from dynamic_dpo.config.passthrough import check_passthrough, training_argument_types
-from dynamic_dpo.config.phrases import given
-from dynamic_dpo.config.problems import describe_problems, known_paths, nearest
-from dynamic_dpo.config.training_sections import DatasetSection, DPOTrainingSection, SFTTrainingSection
+from dynamic_dpo.config.sections.judging import JudgeSection, ScoringSection, StatisticsSection
+from dynamic_dpo.config.sections.methods import unread_settings, with_method_sections
+from dynamic_dpo.config.sections.training import DatasetSection, DPOTrainingSection, SFTTrainingSection
 from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.utils.secrets import redact
 

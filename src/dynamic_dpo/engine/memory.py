@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from dynamic_dpo.engine.budget import LEAN
 from dynamic_dpo.engine.head import KEPT_BYTES
+from dynamic_dpo.engine.token_budget import LEAN
 from dynamic_dpo.errors import ConfigError
 
 GIB = 2**30

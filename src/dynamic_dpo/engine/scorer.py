@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynamic_dpo.engine.budget import default_token_budget
 from dynamic_dpo.engine.capability import check_layouts_agree, detect_capability
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.head import LiveReference, Readout, is_plain_linear
@@ -33,6 +32,7 @@ from dynamic_dpo.engine.score import (
     score_tokens_through_logits,
     sum_by_sequence,
 )
+from dynamic_dpo.engine.token_budget import default_token_budget
 from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.methods.base import Needs
 

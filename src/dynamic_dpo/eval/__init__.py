@@ -6,61 +6,61 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dynamic_dpo.eval.comparisons import compare as compare
-    from dynamic_dpo.eval.function_judge import FunctionScorer as FunctionScorer
-    from dynamic_dpo.eval.generate import Generation as Generation
-    from dynamic_dpo.eval.generate import generate as generate
+    from dynamic_dpo.eval.generate.batched import Generation as Generation
+    from dynamic_dpo.eval.generate.batched import generate as generate
     from dynamic_dpo.eval.gpt_oracle import GPT4Oracle as GPT4Oracle
     from dynamic_dpo.eval.gpt_oracle import Judgement as Judgement
-    from dynamic_dpo.eval.judge_base import PointwiseJudge as PointwiseJudge
-    from dynamic_dpo.eval.judge_ledger import JudgeLedger as JudgeLedger
-    from dynamic_dpo.eval.judge_questions import make_questions as make_questions
-    from dynamic_dpo.eval.judge_stage import run_judging as run_judging
+    from dynamic_dpo.eval.judges.base import PointwiseJudge as PointwiseJudge
+    from dynamic_dpo.eval.judges.chat_judge import OracleJudge as OracleJudge
+    from dynamic_dpo.eval.judges.function import FunctionScorer as FunctionScorer
+    from dynamic_dpo.eval.judges.reward_model import RewardModelScorer as RewardModelScorer
+    from dynamic_dpo.eval.judges.verdict import Verdict as Verdict
+    from dynamic_dpo.eval.judges.verdict import parse_verdict as parse_verdict
+    from dynamic_dpo.eval.judging.ledger import JudgeLedger as JudgeLedger
+    from dynamic_dpo.eval.judging.questions import make_questions as make_questions
+    from dynamic_dpo.eval.judging.stage import run_judging as run_judging
     from dynamic_dpo.eval.lint import lint_output as lint_output
-    from dynamic_dpo.eval.oracle_judge import OracleJudge as OracleJudge
-    from dynamic_dpo.eval.preference_metrics import reward_kl_frontier as reward_kl_frontier
-    from dynamic_dpo.eval.preference_metrics import sequence_kl as sequence_kl
-    from dynamic_dpo.eval.preference_metrics import summarise_margins as summarise_margins
-    from dynamic_dpo.eval.prompt_sets import load_prompts as load_prompts
+    from dynamic_dpo.eval.prompts.sets import load_prompts as load_prompts
     from dynamic_dpo.eval.records import JudgementRecord as JudgementRecord
     from dynamic_dpo.eval.records import OutputRecord as OutputRecord
     from dynamic_dpo.eval.records import PromptRecord as PromptRecord
-    from dynamic_dpo.eval.report import write_evaluation_report as write_evaluation_report
-    from dynamic_dpo.eval.report_data import EvaluationData as EvaluationData
-    from dynamic_dpo.eval.reward_judge import RewardModelScorer as RewardModelScorer
-    from dynamic_dpo.eval.run_report import Sample as Sample
-    from dynamic_dpo.eval.run_report import write_run_report as write_run_report
-    from dynamic_dpo.eval.score import score_pairs as score_pairs
-    from dynamic_dpo.eval.verdict import Verdict as Verdict
-    from dynamic_dpo.eval.verdict import parse_verdict as parse_verdict
+    from dynamic_dpo.eval.report.data import EvaluationData as EvaluationData
+    from dynamic_dpo.eval.report.write import write_evaluation_report as write_evaluation_report
+    from dynamic_dpo.eval.scoring.metrics import reward_kl_frontier as reward_kl_frontier
+    from dynamic_dpo.eval.scoring.metrics import sequence_kl as sequence_kl
+    from dynamic_dpo.eval.scoring.metrics import summarise_margins as summarise_margins
+    from dynamic_dpo.eval.scoring.pairs import score_pairs as score_pairs
+    from dynamic_dpo.eval.statistics.comparisons import compare as compare
+    from dynamic_dpo.runs.page import Sample as Sample
+    from dynamic_dpo.runs.page import write_run_report as write_run_report
 
 _HOME = {
-    "EvaluationData": "report_data",
-    "FunctionScorer": "function_judge",
-    "GPT4Oracle": "gpt_oracle",
-    "Generation": "generate",
-    "JudgeLedger": "judge_ledger",
-    "Judgement": "gpt_oracle",
-    "JudgementRecord": "records",
-    "OracleJudge": "oracle_judge",
-    "OutputRecord": "records",
-    "PointwiseJudge": "judge_base",
-    "PromptRecord": "records",
-    "RewardModelScorer": "reward_judge",
-    "Sample": "run_report",
-    "Verdict": "verdict",
-    "compare": "comparisons",
-    "lint_output": "lint",
-    "load_prompts": "prompt_sets",
-    "make_questions": "judge_questions",
-    "parse_verdict": "verdict",
-    "reward_kl_frontier": "preference_metrics",
-    "run_judging": "judge_stage",
-    "score_pairs": "score",
-    "sequence_kl": "preference_metrics",
-    "summarise_margins": "preference_metrics",
-    "write_evaluation_report": "report",
-    "write_run_report": "run_report",
+    "EvaluationData": "eval.report.data",
+    "FunctionScorer": "eval.judges.function",
+    "GPT4Oracle": "eval.gpt_oracle",
+    "Generation": "eval.generate.batched",
+    "JudgeLedger": "eval.judging.ledger",
+    "Judgement": "eval.gpt_oracle",
+    "JudgementRecord": "eval.records",
+    "OracleJudge": "eval.judges.chat_judge",
+    "OutputRecord": "eval.records",
+    "PointwiseJudge": "eval.judges.base",
+    "PromptRecord": "eval.records",
+    "RewardModelScorer": "eval.judges.reward_model",
+    "Sample": "runs.page",
+    "Verdict": "eval.judges.verdict",
+    "compare": "eval.statistics.comparisons",
+    "lint_output": "eval.lint",
+    "load_prompts": "eval.prompts.sets",
+    "make_questions": "eval.judging.questions",
+    "parse_verdict": "eval.judges.verdict",
+    "reward_kl_frontier": "eval.scoring.metrics",
+    "run_judging": "eval.judging.stage",
+    "score_pairs": "eval.scoring.pairs",
+    "sequence_kl": "eval.scoring.metrics",
+    "summarise_margins": "eval.scoring.metrics",
+    "write_evaluation_report": "eval.report.write",
+    "write_run_report": "runs.page",
 }
 
 __all__ = [
@@ -96,10 +96,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "generate":
-        # The module is the function as well; importing it binds it here, for good.
-        return import_module("dynamic_dpo.eval.generate")
+        # The package is the function as well; importing it binds it here, for good.
+        return import_module("dynamic_dpo.eval.generate.batched")
     if name in _HOME:
-        return getattr(import_module(f"dynamic_dpo.eval.{_HOME[name]}"), name)
+        return getattr(import_module(f"dynamic_dpo.{_HOME[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

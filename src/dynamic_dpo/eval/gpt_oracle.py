@@ -2,7 +2,7 @@
 
 One question at a time: the two outputs in an order drawn from the seed and the item, the reply read strictly,
 faults that may pass retried and no others. Which items to judge, what to do with invalid verdicts and what
-verdicts add up to are not known here; `dynamic_dpo.eval.oracle_judge` makes a `Judge` of it.
+verdicts add up to are not known here; `dynamic_dpo.eval.judges.chat_judge` makes a `Judge` of it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import hashlib
 from typing import Any, NamedTuple
 
 from dynamic_dpo.errors import ConfigError
-from dynamic_dpo.eval.chat_server import ChatServer
-from dynamic_dpo.eval.chat_server import Usage as Usage
-from dynamic_dpo.eval.judge_template import custom_template, fill
-from dynamic_dpo.eval.retry import RetryPolicy
-from dynamic_dpo.eval.verdict import Verdict, parse_verdict
+from dynamic_dpo.eval.judges.chat.retry import RetryPolicy
+from dynamic_dpo.eval.judges.chat.server import ChatServer
+from dynamic_dpo.eval.judges.chat.server import Usage as Usage
+from dynamic_dpo.eval.judges.template import custom_template, fill
+from dynamic_dpo.eval.judges.verdict import Verdict, parse_verdict
 
 SYSTEM_PROMPT = (
     "You compare two answers to the same request. You are fair: the order in which the answers are shown, "

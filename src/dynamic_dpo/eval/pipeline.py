@@ -10,15 +10,15 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from dynamic_dpo.eval.evaluated import PROMPTS_FILE, Scores, outputs_of, prompts_of, questions_of, scored_with
-from dynamic_dpo.eval.evaluated_model import ModelSpec
-from dynamic_dpo.eval.evaluation_plan import EvaluationPlan
-from dynamic_dpo.eval.generation_stage import write_outputs
-from dynamic_dpo.eval.judge_ledger import JudgeLedger
-from dynamic_dpo.eval.judge_stage import run_judging
+from dynamic_dpo.eval.collected import PROMPTS_FILE, Scores, outputs_of, prompts_of, questions_of, scored_with
+from dynamic_dpo.eval.generate.ready import is_ready
+from dynamic_dpo.eval.generate.stage import write_outputs
+from dynamic_dpo.eval.judging.ledger import JudgeLedger
+from dynamic_dpo.eval.judging.stage import run_judging
 from dynamic_dpo.eval.manifest import Manifest
-from dynamic_dpo.eval.prompt_sets import load_prompts, read_prompts, write_prompts
-from dynamic_dpo.eval.ready_outputs import is_ready
+from dynamic_dpo.eval.model_spec import ModelSpec
+from dynamic_dpo.eval.plan import EvaluationPlan
+from dynamic_dpo.eval.prompts.sets import load_prompts, read_prompts, write_prompts
 from dynamic_dpo.eval.records import PromptRecord
 
 logger = logging.getLogger("dynamic_dpo")
@@ -114,7 +114,7 @@ def _score(
     manifest: Manifest,
 ) -> None:
     """Score a model's outputs and the held-out pairs, unless that was done."""
-    from dynamic_dpo.eval.policy_scores import held_out_margins, output_logps
+    from dynamic_dpo.eval.scoring.outputs import held_out_margins, output_logps
 
     assert plan.scoring is not None
     settings = scored_with(plan, fingerprint, prompts)

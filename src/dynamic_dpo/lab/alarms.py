@@ -1,6 +1,6 @@
 """The monitor on many chains at once, and how often it is wrong or late.
 
-Follows `dynamic_dpo.methods.monitor.Monitor` step by step; a test holds the two together.
+Follows `dynamic_dpo.methods.risk.monitor.Monitor` step by step; a test holds the two together.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamic_dpo.methods.risk_config import RiskConfig
+from dynamic_dpo.methods.risk.config import RiskConfig
 
 
 class AlarmCounter:

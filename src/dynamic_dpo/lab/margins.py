@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic_dpo.errors import DataError
-from dynamic_dpo.eval.run_record import MARGINS, RunRecord, read_run
+from dynamic_dpo.runs.record import MARGINS, RunRecord, read_run
 
 Margins = NDArray[np.float32]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dynamic_dpo.errors import ConfigError
-from dynamic_dpo.eval.run_plots import BLUE, GREEN, GREY, INK, ORANGE
 from dynamic_dpo.lab.replaying import Replay
 from dynamic_dpo.lab.results import Simulation
+from dynamic_dpo.runs.plots import BLUE, GREEN, GREY, INK, ORANGE
 
 # Okabe and Ito's other colours, after those of the run's own pictures.
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9")

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 
 from dynamic_dpo.errors import ConfigError, DataError
-from dynamic_dpo.eval.run_record import RunRecord, read_run
 from dynamic_dpo.lab.margins import Margins, margins_of_run
 from dynamic_dpo.lab.simulation import LAB_MODES, LabMode
 from dynamic_dpo.methods.base import PreferenceMethod
 from dynamic_dpo.methods.dpo import DPO, DPOMethodConfig
-from dynamic_dpo.methods.risk import Risk
-from dynamic_dpo.methods.risk_config import RiskConfig
+from dynamic_dpo.methods.risk.config import RiskConfig
+from dynamic_dpo.methods.risk.controller import Risk
 from dynamic_dpo.methods.schedule import Schedule, ScheduleConfig
+from dynamic_dpo.runs.record import RunRecord, read_run
 
 OWN = "own"
 # Methods whose log holds what a controller learns from; the others' evidence is no margin, or is not beta alone.

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dynamic_dpo.lab.scenario import Scenario
-from dynamic_dpo.methods.risk_config import RiskConfig
+from dynamic_dpo.methods.risk.config import RiskConfig
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What controllers do on margins of a known law: drift on noise, response to a change, alarms of the monitor.
 
-Many chains run at once in `dynamic_dpo.methods.risk_chains`, which follows the real controllers step by step. This
+Many chains run at once in `dynamic_dpo.methods.risk.chains`, which follows the real controllers step by step. This
 module asks the questions and adds up the answers.
 """
 
@@ -20,9 +20,9 @@ from dynamic_dpo.lab.laws import MarginLaw, margin_law
 from dynamic_dpo.lab.results import Simulation, SimulationRow, Trace
 from dynamic_dpo.lab.scenario import Scenario
 from dynamic_dpo.loss.beta_binomial import reference_window
-from dynamic_dpo.methods.drift import WARMUP_POOL
-from dynamic_dpo.methods.risk_chains import CHAINS, RiskChains
-from dynamic_dpo.methods.risk_config import RiskConfig
+from dynamic_dpo.methods.risk.chains import CHAINS, RiskChains
+from dynamic_dpo.methods.risk.config import RiskConfig
+from dynamic_dpo.methods.risk.drift import WARMUP_POOL
 from dynamic_dpo.methods.schedule import Schedule, ScheduleConfig
 
 LabMode = Literal["paper", "exact", "rm", "target", "schedule", "fixed"]

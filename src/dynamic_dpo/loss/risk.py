@@ -1,7 +1,7 @@
 """The risk test and the update of beta, as pure functions of numbers.
 
 The equations of the faithful controller, one function each, then those that the other modes and the monitor
-share; ``methods/risk.py`` strings them together and owns the state. Nothing here remembers anything.
+share; ``methods/risk/controller.py`` strings them together and owns the state. Nothing here remembers anything.
 """
 
 from __future__ import annotations

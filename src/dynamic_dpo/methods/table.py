@@ -9,7 +9,7 @@ from dynamic_dpo.methods.dpo import DPO
 from dynamic_dpo.methods.epsilon_dpo import EpsilonDPO
 from dynamic_dpo.methods.hinge import Hinge
 from dynamic_dpo.methods.ipo import IPO
-from dynamic_dpo.methods.risk import Risk
+from dynamic_dpo.methods.risk.controller import Risk
 from dynamic_dpo.methods.robust import Robust
 from dynamic_dpo.methods.schedule import Schedule
 from dynamic_dpo.methods.simpo import SimPO

@@ -18,20 +18,20 @@ from torch import nn
 from dynamic_dpo.engine.capability import inference
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.head import LiveReference
-from dynamic_dpo.engine.reference import ReferenceStore, default_reference_dir
+from dynamic_dpo.engine.reference_store import ReferenceStore, default_reference_dir
 from dynamic_dpo.engine.rows import PairBatch, Rows
 from dynamic_dpo.engine.score import PairLogps, causal_lm
 from dynamic_dpo.engine.scorer import PairScorer
 from dynamic_dpo.errors import ModelError
 from dynamic_dpo.methods.base import Needs, PairForward
-from dynamic_dpo.trainers.reference_pass import ReferencePass, collate_pairs
-from dynamic_dpo.utils.models import (
+from dynamic_dpo.models.sources import (
     file_fingerprint,
     load_model,
     load_tokenizer,
     resolve_model,
     weights_fingerprint,
 )
+from dynamic_dpo.trainers.reference_pass import ReferencePass, collate_pairs
 
 logger = logging.getLogger("dynamic_dpo")
 

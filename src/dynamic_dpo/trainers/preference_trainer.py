@@ -18,6 +18,8 @@ from transformers import Trainer
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.rows import PairBatch
 from dynamic_dpo.methods.base import PreferenceMethod
+from dynamic_dpo.runs.margin_log import MarginLogConfig
+from dynamic_dpo.runs.summary import StepClock
 from dynamic_dpo.trainers.arguments import (
     Truncation,
     default_arguments,
@@ -25,15 +27,13 @@ from dynamic_dpo.trainers.arguments import (
     truncation_of,
     whole_step_arguments,
 )
+from dynamic_dpo.trainers.checkpoints.resuming import RestoreLogSums, ResumableRun
 from dynamic_dpo.trainers.guards import MarginGuard
-from dynamic_dpo.trainers.margin_log import MarginLogConfig
 from dynamic_dpo.trainers.policy import PolicyAndReference
 from dynamic_dpo.trainers.ranks import check_ranks_agree, clear_rank_errors, reference_hash
 from dynamic_dpo.trainers.recorded_run import RecordedRun
 from dynamic_dpo.trainers.reference_pass import collate_pairs
 from dynamic_dpo.trainers.referenced_data import ReferencedData
-from dynamic_dpo.trainers.resuming import RestoreLogSums, ResumableRun
-from dynamic_dpo.trainers.run_summary import StepClock
 from dynamic_dpo.trainers.whole_step import WholeStep
 from dynamic_dpo.utils.process import prepare_process
 from dynamic_dpo.utils.signals import deferred, raise_if_requested

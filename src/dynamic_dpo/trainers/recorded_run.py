@@ -11,12 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from dynamic_dpo.methods.base import PreferenceMethod
+from dynamic_dpo.runs.margin_log import MarginLog
+from dynamic_dpo.runs.summary import StepClock, write_run_summary
 from dynamic_dpo.trainers.guards import MarginGuard
-from dynamic_dpo.trainers.margin_log import MarginLog
 from dynamic_dpo.trainers.policy import PolicyAndReference
 from dynamic_dpo.trainers.ranks import check_ranks_agree
 from dynamic_dpo.trainers.reference_pass import ReferencePass
-from dynamic_dpo.trainers.run_summary import StepClock, write_run_summary
 from dynamic_dpo.trainers.whole_step import WholeStep
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from dynamic_dpo.engine.reference import ReferenceEntry, ReferenceStore, compute_entries, pair_key
+from dynamic_dpo.engine.reference_store import ReferenceEntry, ReferenceStore, compute_entries, pair_key
 from dynamic_dpo.engine.rows import PairBatch
 from dynamic_dpo.engine.score import PairLogps
 

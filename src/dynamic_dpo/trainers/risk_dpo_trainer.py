@@ -10,9 +10,9 @@ from torch import nn
 
 from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.methods.base import Scope
-from dynamic_dpo.methods.risk import MonitorMode, Risk, RiskConfig, RiskMode
+from dynamic_dpo.methods.risk.controller import MonitorMode, Risk, RiskConfig, RiskMode
+from dynamic_dpo.runs.margin_log import MarginLogConfig
 from dynamic_dpo.trainers.arguments import default_arguments, pairs_per_update
-from dynamic_dpo.trainers.margin_log import MarginLogConfig
 from dynamic_dpo.trainers.preference_trainer import PreferenceTrainer
 
 

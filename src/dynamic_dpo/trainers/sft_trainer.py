@@ -67,8 +67,8 @@ def _trainer_class() -> Any:
     """Return TRL's trainer with whole checkpoints that end a run when a signal asks for it."""
     from trl import SFTTrainer
 
-    from dynamic_dpo.trainers.stopping import StopsWhenAsked
-    from dynamic_dpo.trainers.whole_checkpoints import WholeCheckpoints
+    from dynamic_dpo.trainers.checkpoints.stopping import StopsWhenAsked
+    from dynamic_dpo.trainers.checkpoints.whole import WholeCheckpoints
     from dynamic_dpo.utils.signals import deferred, raise_if_requested
 
     class WholeSFTTrainer(StopsWhenAsked, WholeCheckpoints, SFTTrainer):  # type: ignore[misc]

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from dynamic_dpo.errors import CheckpointError, ConfigError, ModelError, NonFiniteError, RunStopped
-from dynamic_dpo.methods.risk import Risk, RiskConfig
+from dynamic_dpo.methods.risk.controller import Risk, RiskConfig
 
 logger = logging.getLogger("dynamic_dpo")
 

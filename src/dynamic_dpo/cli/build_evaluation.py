@@ -1,0 +1,184 @@
+"""From the settings of an evaluation file to the objects of an evaluation: prompts, models, judge, limits."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynamic_dpo.errors import ConfigError, JudgeError
+
+if TYPE_CHECKING:
+    from dynamic_dpo.config.schema import EvaluationConfig
+    from dynamic_dpo.eval.judges.base import Judge
+    from dynamic_dpo.eval.plan import EvaluationPlan, JudgingSettings
+    from dynamic_dpo.eval.scoring.outputs import ScoringSettings
+
+
+def build_plan(config: EvaluationConfig) -> EvaluationPlan:
+    """Return what an evaluation file asks for; loads no model and asks no judge.
+
+    Raises:
+        ConfigError: If settings are missing or cannot be carried out together.
+    """
+    from dynamic_dpo.eval.generate.engines import GenerationSettings
+    from dynamic_dpo.eval.model_spec import ModelSpec
+    from dynamic_dpo.eval.plan import EvaluationPlan, StatisticsSettings
+
+    data, generation = config.dataset, config.generation
+    if not data.name:
+        raise ConfigError("dataset.name is required: a hub name, or a local file or folder of prompts")
+    require_statistics("evaluate")
+    return EvaluationPlan(
+        folder=Path(config.output.dir),
+        prompts=data.model_dump(),
+        models=[
+            ModelSpec(
+                name,
+                model.path,
+                model.revision,
+                generation.prompt_template if model.prompt_template is None else model.prompt_template,
+                model.prompt_format or generation.prompt_format,
+            )
+            for name, model in config.models.items()
+        ],
+        generation=GenerationSettings(
+            **generation.model_dump(exclude={"prompt_template", "prompt_format"}),
+        ),
+        judging=_judging(config),
+        statistics=StatisticsSettings(**config.statistics.model_dump()),
+        scoring=_scoring(config),
+        baseline=config.baseline,
+        comparisons=config.comparisons,
+        generations_file=config.output.generations,
+        judgements_file=config.output.judgements,
+        summary_file=config.output.summary,
+    )
+
+
+def require_statistics(command: str) -> None:
+    """Raise `ConfigError` where the packages are missing that intervals are computed with."""
+    missing = [name for name in ("statsmodels", "sklearn", "scipy") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"{command} needs {', '.join(missing)}, which is not installed: pip install 'dynamic-dpo[eval]'"
+        )
+
+
+def check_judge(config: EvaluationConfig) -> None:
+    """Find out, before any model is loaded, whether there will be a judge: hours of generation may lie between.
+
+    Raises:
+        ConfigError: If the judge's function, template or price cannot be had, or a key stands in the settings.
+        JudgeError: If the environment has no key.
+    """
+    from dynamic_dpo.eval.judging.spending import BudgetMeter, Spending
+
+    build_judge(config)
+    if config.judge.kind != "openai":
+        return
+    if "@" in (config.judge.base_url or ""):
+        # The value is not shown: this message may end in a log.
+        raise ConfigError(
+            "judge.base_url holds a user name or password, and settings are saved with the results: take it out, and "
+            "set the environment variable OPENAI_API_KEY"
+        )
+    BudgetMeter(_judging(config).budget, config.gpt4_oracle.model, Spending())
+    if not os.environ.get("OPENAI_API_KEY"):
+        raise JudgeError(
+            "the judge has no key: set the environment variable OPENAI_API_KEY (any value will do for a local server "
+            "that checks none), or run the other stages alone"
+        )
+
+
+def _scoring(config: EvaluationConfig) -> ScoringSettings | None:
+    from dynamic_dpo.eval.scoring.outputs import ScoringSettings
+
+    section = config.scoring
+    if section.reference is None:
+        return None
+    return ScoringSettings(
+        **section.model_dump(exclude={"reference"}),
+        reference=section.reference,
+        device=config.generation.device,
+    )
+
+
+def _judging(config: EvaluationConfig) -> JudgingSettings:
+    from dynamic_dpo.eval.judging.spending import Budget, Price
+    from dynamic_dpo.eval.plan import JudgingSettings
+
+    judge, oracle = config.judge, config.gpt4_oracle
+    if judge.template != "custom":
+        _refuse_unused_prompts(config)
+    return JudgingSettings(
+        make_judge=lambda: build_judge(config),
+        identity=_identity(config),
+        both_orders=judge.both_orders,
+        randomize_order=oracle.randomize_order,
+        seed=oracle.seed,
+        concurrency=judge.concurrency,
+        budget=Budget(
+            **judge.budget.model_dump(),
+            prices={name: Price(price.input, price.output) for name, price in judge.prices.items()},
+        ),
+    )
+
+
+def build_judge(config: EvaluationConfig) -> Judge:
+    """Return the judge that a file names; its model is loaded, or its server asked, with the first question.
+
+    Raises:
+        ConfigError: If the template or function cannot be had.
+    """
+    from dynamic_dpo.eval.judges.base import PointwiseJudge
+
+    judge, oracle = config.judge, config.gpt4_oracle
+    if judge.kind == "openai":
+        from dynamic_dpo.eval.gpt_oracle import GPT4Oracle
+        from dynamic_dpo.eval.judges.chat_judge import OracleJudge
+        from dynamic_dpo.eval.judges.template import judge_template
+
+        return OracleJudge(
+            GPT4Oracle(**oracle.model_dump(), base_url=judge.base_url),
+            template=None if judge.template == "custom" else judge_template(judge.template),
+            json_schema=judge.json_schema,
+            logprobs=judge.logprobs,
+            max_attempts=1 + judge.max_invalid_retries,
+        )
+    if judge.kind == "reward_model":
+        from dynamic_dpo.eval.judges.reward_model import RewardModelScorer
+
+        assert judge.reward_model is not None
+        scorer: Any = RewardModelScorer(
+            judge.reward_model, batch_size=judge.batch_size, device=config.generation.device
+        )
+    else:
+        from dynamic_dpo.eval.judges.function import FunctionScorer
+
+        assert judge.function is not None
+        scorer = FunctionScorer(judge.function)
+    return PointwiseJudge(scorer, tie_tolerance=judge.tie_tolerance)
+
+
+def _identity(config: EvaluationConfig) -> dict[str, Any]:
+    """Return the settings that verdicts depend on; not those of speed, price and patience."""
+    judge, oracle = config.judge, config.gpt4_oracle
+    if judge.kind != "openai":
+        return judge.model_dump(include={"kind", "reward_model", "function", "tie_tolerance"})
+    own = {"kind", "template", "max_invalid_retries", "logprobs", "json_schema"}
+    asked = {"model", "temperature", "max_tokens"}
+    if judge.template == "custom":
+        asked |= {"system_prompt", "prompt_template"}
+    return judge.model_dump(include=own) | oracle.model_dump(include=asked)
+
+
+def _refuse_unused_prompts(config: EvaluationConfig) -> None:
+    for key in ("system_prompt", "prompt_template"):
+        default = type(config.gpt4_oracle).model_fields[key].default
+        if getattr(config.gpt4_oracle, key) != default:
+            raise ConfigError(
+                f"gpt4_oracle.{key} has no effect while judge.template is {config.judge.template}: leave it out, or "
+                "set judge.template=custom"
+            )

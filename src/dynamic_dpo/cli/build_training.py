@@ -1,0 +1,205 @@
+"""From the settings of a file to the objects of a run: arguments, models, adapters, method."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from dynamic_dpo.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from dynamic_dpo.config.schema import TrainingConfig
+    from dynamic_dpo.methods.base import PreferenceMethod
+    from dynamic_dpo.methods.risk.controller import RiskConfig
+    from dynamic_dpo.models.sources import ModelSource
+
+NEVER = 10**9
+
+
+def check_device(config: TrainingConfig) -> None:
+    """Raise `ConfigError` where the settings ask for a GPU that is not there."""
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    if config.precision != "fp32":
+        raise ConfigError(
+            f"precision is {config.precision}, which needs a CUDA device, and none is visible; "
+            "use precision=fp32 on a CPU"
+        )
+    if config.peft is not None and config.peft.load_in_4bit:
+        raise ConfigError("peft.load_in_4bit needs a CUDA device, and none is visible")
+    if config.engine.offload_activations:
+        raise ConfigError("engine.offload_activations needs a CUDA device, and none is visible")
+
+
+def common_arguments(config: TrainingConfig, section: Any) -> dict[str, Any]:
+    """Return the Hugging Face training arguments that both trainings take from their section."""
+    import torch
+
+    if section.wandb_project:
+        os.environ.setdefault("WANDB_PROJECT", section.wandb_project)
+    return {
+        "output_dir": section.save_dir,
+        "run_name": section.run_name,
+        "num_train_epochs": section.epochs,
+        "per_device_train_batch_size": section.batch_size,
+        "per_device_eval_batch_size": section.eval_batch_size,
+        "learning_rate": section.learning_rate,
+        "warmup_steps": section.warmup_steps,
+        "logging_steps": section.log_steps,
+        "save_strategy": "steps",
+        "save_steps": section.save_steps or NEVER,
+        "push_to_hub": section.push_to_hub,
+        "hub_model_id": section.hub_model_id,
+        "bf16": config.precision == "bf16",
+        "fp16": config.precision == "fp16",
+        "use_cpu": not torch.cuda.is_available(),
+    }
+
+
+def dpo_arguments(config: TrainingConfig, *, has_validation: bool) -> Any:
+    """Return the training arguments of ``train-dpo``.
+
+    Raises:
+        ConfigError: If a tracker is asked for that is not installed.
+    """
+    from transformers import TrainingArguments
+
+    section = config.dpo_training
+    evaluates = has_validation and section.eval_steps is not None
+    settings = {
+        **common_arguments(config, section),
+        "gradient_accumulation_steps": section.gradient_accumulation,
+        "activation_checkpointing": config.engine.gradient_checkpointing,
+        "max_grad_norm": section.max_grad_norm,
+        "eval_strategy": "steps" if evaluates else "no",
+        "eval_steps": section.eval_steps if evaluates else None,
+        "report_to": trackers(section.report),
+    }
+    return TrainingArguments(**(settings | section.extra))
+
+
+def trackers(report: str | Sequence[str]) -> list[str]:
+    """Return the trackers to report to; a missing one is a `ConfigError`."""
+    names = [name for name in ([report] if isinstance(report, str) else report) if name != "none"]
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            extra = "tracking" if name == "tensorboard" else name
+            raise ConfigError(
+                f"report asks for {name}, which is not installed: pip install 'dynamic-dpo[{extra}]'"
+            )
+    return names
+
+
+def load_policy(config: TrainingConfig, source: ModelSource) -> Any:
+    """Load the policy with the attention and quantisation the settings ask for.
+
+    Raises:
+        ModelError: If it cannot be loaded.
+    """
+    from dynamic_dpo.models.sources import load_model
+
+    options: dict[str, Any] = {}
+    if config.engine.attn_implementation:
+        options["attn_implementation"] = config.engine.attn_implementation
+    if config.peft is not None and config.peft.load_in_4bit:
+        import torch
+        from transformers import BitsAndBytesConfig
+
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ModelError("peft.load_in_4bit needs bitsandbytes: pip install 'dynamic-dpo[qlora]'")
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+        options["dtype"] = torch.bfloat16
+    return load_model(source, **options)
+
+
+def build_peft_config(config: TrainingConfig) -> Any:
+    """Return the LoRA configuration, or ``None`` for full fine-tuning.
+
+    Raises:
+        ModelError: If peft is not installed.
+    """
+    if config.peft is None:
+        return None
+    if importlib.util.find_spec("peft") is None:
+        raise ModelError("adapters need the peft package: pip install 'dynamic-dpo[peft]'")
+    from peft import LoraConfig
+
+    section = config.peft
+    return LoraConfig(
+        r=section.r,
+        lora_alpha=section.lora_alpha,
+        lora_dropout=section.lora_dropout,
+        target_modules=section.target_modules,
+        bias=section.bias,
+        task_type="CAUSAL_LM",
+    )
+
+
+def build_method(config: TrainingConfig, args: Any) -> PreferenceMethod:
+    """Return the method that ``method.name`` chooses, sized for the run's controller batches."""
+    from dynamic_dpo.methods import METHODS, BuildContext
+    from dynamic_dpo.trainers.arguments import pairs_per_update
+
+    name = config.method.name
+    context = BuildContext(
+        own=config.settings_of(name),
+        risk=risk_settings(config),
+        pairs_per_update=lambda scope: pairs_per_update(scope, args),
+        device_batch=args.per_device_train_batch_size,
+    )
+    if METHODS[name].steers_beta:
+        own = config.settings_of(config.method.loss) | {"beta": None}
+        loss = METHODS[config.method.loss].build(replace(context, own=own))
+        context = replace(context, loss=loss)
+    return METHODS[name].build(context)
+
+
+def risk_settings(config: TrainingConfig) -> RiskConfig:
+    """Return the risk controller's settings from the sections that hold them."""
+    from dynamic_dpo.methods import RiskConfig
+
+    return RiskConfig(
+        delta=config.risk_test.delta,
+        momentum=config.risk_test.momentum,
+        warmup_steps=config.risk_test.beta_warmup,
+        beta_0=config.beta_update.beta_0,
+        alpha=config.beta_update.alpha,
+        gamma=config.beta_update.gamma,
+        beta_min=config.beta_update.beta_min,
+        beta_max=config.beta_update.beta_max,
+        mode=config.method.mode,
+        scope=config.method.scope,
+        alpha_scale=config.method.alpha_scale,
+        window_multiple=config.method.window_multiple,
+        seed=config.method.seed,
+        margin_budget=config.risk_target.margin_budget,
+        gain_p=config.risk_target.gain_p,
+        gain_i=config.risk_target.gain_i,
+        monitor=config.monitor.mode,
+        monitor_rate=config.monitor.rate,
+        monitor_threshold=config.monitor.threshold,
+    )
+
+
+def check_tokenizers_agree(policy: ModelSource, tokenizer: Any, reference: ModelSource) -> None:
+    """Raise `ModelError` where policy and reference would read the same text as other tokens."""
+    from dynamic_dpo.models.sources import load_tokenizer
+
+    ours, theirs = tokenizer.get_vocab(), load_tokenizer(reference).get_vocab()
+    if ours != theirs:
+        differing = sum(theirs.get(token) != number for token, number in ours.items())
+        raise ModelError(
+            f"policy {policy.name!r} and reference {reference.name!r} have different tokenizers ({differing} of "
+            f"{len(ours)} tokens differ): their log-probabilities cannot be compared. Use a reference of the "
+            "same family"
+        )

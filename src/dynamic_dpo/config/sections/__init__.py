@@ -1,0 +1,1 @@
+"""The sections of a configuration file, one file a topic."""

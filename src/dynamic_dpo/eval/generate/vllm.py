@@ -1,0 +1,145 @@
+"""vLLM behind the interface of ``output_engine``: for many prompts on one or several GPUs.
+
+Prompts are rendered here, by the same function as everywhere, and vLLM is given token ids; text is decoded here too,
+so that a leaked template stays visible. Each output has a seed of its own, so that it does not depend on its
+neighbours; it does depend on vLLM's version and the GPU, and is not the text that transformers would sample.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dynamic_dpo.errors import ConfigError, ModelError
+from dynamic_dpo.eval.generate.batched import Generation
+from dynamic_dpo.eval.generate.engines import GenerationSettings
+from dynamic_dpo.eval.generate.sampling import row_key
+from dynamic_dpo.eval.model_spec import ModelFiles, pick_device
+from dynamic_dpo.eval.prompts.render import Prompt, prompt_key, render_prompt
+from dynamic_dpo.models.sources import load_tokenizer
+from dynamic_dpo.utils.templates import stop_token_ids
+
+# vLLM batches by itself, and best when it sees many prompts; what is written is saved between calls.
+_PROMPTS_AT_ONCE = 1024
+
+
+class VLLMEngine:
+    """A model in vLLM.
+
+    Args:
+        files: Where the model is; no ``.gguf`` file.
+        settings: How to write. ``batch_size`` has no meaning here: vLLM fills the memory there is.
+
+    Raises:
+        ConfigError: If there is no GPU, vLLM is not installed, or the model is a ``.gguf`` file.
+        ModelError: If the model cannot be loaded.
+    """
+
+    prompts_at_once = _PROMPTS_AT_ONCE
+
+    def __init__(self, files: ModelFiles, settings: GenerationSettings) -> None:
+        if files.base.gguf_file:
+            raise ConfigError(
+                f"generation.engine is vllm, but {files.base.name} is a .gguf file; use engine=transformers"
+            )
+        try:
+            import vllm
+        except ModuleNotFoundError:
+            raise ConfigError(
+                "generation.engine is vllm, which is not installed: pip install 'dynamic-dpo[vllm]'"
+            ) from None
+        device = pick_device(settings.device)
+        if not device.startswith("cuda"):
+            raise ConfigError(f"generation.engine is vllm, which needs a CUDA device, got {device}")
+        self._vllm = vllm
+        self.settings = settings
+        self.tokenizer = load_tokenizer(files.tokenizer)
+        self._stop_ids = stop_token_ids(self.tokenizer, _generation_config(Path(files.base.location)))
+        options: dict[str, Any] = {
+            "model": files.base.location,
+            "tokenizer": files.tokenizer.location,
+            "dtype": settings.resolved_precision(device),
+            "tensor_parallel_size": settings.tensor_parallel_size,
+            "enable_lora": files.adapter is not None,
+            # The model's own generation settings must not slip in beside ours.
+            "generation_config": "vllm",
+        }
+        if files.adapter is not None:
+            options["max_lora_rank"] = _rank_of(files.adapter)
+        try:
+            self._llm: Any = vllm.LLM(**options)
+        except (ValueError, RuntimeError, OSError) as error:
+            raise ModelError(f"vLLM cannot load {files.base.name}: {error}") from error
+        self._lora = None
+        if files.adapter is not None:
+            from vllm.lora.request import LoRARequest
+
+            self._lora = LoRARequest(files.adapter.name, 1, str(files.adapter))
+        self.max_length: int | None = self._llm.llm_engine.model_config.max_model_len
+
+    def write(self, prompts: Sequence[Prompt]) -> list[Generation]:
+        """Return ``num_samples`` outputs for every prompt."""
+        samples = range(self.settings.num_samples)
+        rendered = [render_prompt(self.tokenizer, prompt) for prompt in prompts]
+        asked = [(number, sample) for number in range(len(prompts)) for sample in samples]
+        answers = self._llm.generate(
+            [{"prompt_token_ids": rendered[number]} for number, _ in asked],
+            [self._sampling(prompts[number], sample) for number, sample in asked],
+            lora_request=self._lora,
+            use_tqdm=False,
+        )
+        return [
+            self._generation(prompts[number], sample, len(rendered[number]), answer.outputs[0])
+            for (number, sample), answer in zip(asked, answers, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Let the model's memory go."""
+        import torch
+
+        self._llm = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _sampling(self, prompt: Prompt, sample: int) -> Any:
+        settings = self.settings
+        # vLLM's seeds are not negative; dropping the sign bit keeps 63 bits of the hash.
+        seed = row_key(settings.seed, prompt_key(prompt), sample) & (2**63 - 1)
+        return self._vllm.SamplingParams(
+            n=1,
+            temperature=settings.temperature if settings.samples else 0.0,
+            top_p=settings.top_p if settings.samples else 1.0,
+            max_tokens=settings.max_new_tokens,
+            seed=seed if settings.samples else None,
+            stop_token_ids=self._stop_ids,
+            detokenize=False,
+        )
+
+    def _generation(self, prompt: Prompt, sample: int, num_prompt_tokens: int, output: Any) -> Generation:
+        ids = tuple(output.token_ids)
+        if ids and ids[-1] in self._stop_ids:
+            ids = ids[:-1]
+        text = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return Generation(prompt, sample, text, ids, output.finish_reason == "stop", num_prompt_tokens)
+
+
+def _generation_config(folder: Path) -> Any:
+    if not (folder / "generation_config.json").is_file():
+        return None
+    from transformers import GenerationConfig
+
+    return GenerationConfig.from_pretrained(str(folder))
+
+
+def _rank_of(adapter: Path) -> int:
+    """Return the smallest rank that vLLM provides for and that holds the adapter's."""
+    import json
+
+    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    wanted = max(
+        [int(settings.get("r") or 8), *(int(r) for r in (settings.get("rank_pattern") or {}).values())]
+    )
+    return next((rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= wanted), wanted)

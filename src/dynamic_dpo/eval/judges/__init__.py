@@ -1,0 +1,1 @@
+"""Judges: what each one asks, and what it takes for an answer."""

@@ -1,0 +1,189 @@
+"""One model behind a server that speaks OpenAI's chat protocol: messages in, text and token counts out.
+
+Connects when first asked, with the key of the environment, sends what the server accepts, and repeats what may
+succeed. What the messages say is not known here.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from dynamic_dpo.errors import JudgeError
+from dynamic_dpo.eval.judges.chat.capabilities import Capabilities, Negotiator, request_options
+from dynamic_dpo.eval.judges.chat.retry import RetryPolicy
+from dynamic_dpo.utils.secrets import redact, shown_url
+
+REQUEST_TIMEOUT = 120.0
+
+
+class Usage(NamedTuple):
+    """Tokens that one judgement cost, as the server counted them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Token(NamedTuple):
+    """One token of a reply and what else might have stood there: texts and log-probabilities in nats."""
+
+    text: str
+    alternatives: tuple[tuple[str, float], ...]
+
+
+class Completion(NamedTuple):
+    """One reply.
+
+    Attributes:
+        text: The whole reply, keys hidden; empty for a refusal without words.
+        usage: Tokens used, ``None`` where the server does not say.
+        cut: Whether the reply ended at the limit of tokens.
+        tokens: The reply's tokens, where log-probabilities were asked for and given.
+    """
+
+    text: str
+    usage: Usage | None
+    cut: bool
+    tokens: tuple[Token, ...] | None
+
+
+class ChatServer:
+    """Ask one model.
+
+    Args:
+        model: Its name on the server.
+        retry: What to do about faults that may pass.
+        base_url: Address of the server; ``None`` for the ``openai`` package's default.
+        client: A ready ``openai.OpenAI`` client to use instead; set its own ``max_retries`` to 0.
+    """
+
+    def __init__(
+        self, model: str, retry: RetryPolicy, *, base_url: str | None = None, client: Any = None
+    ) -> None:
+        self.model = model
+        self.base_url = base_url
+        self._client = client
+        self._is_given = client is not None
+        self._negotiator = Negotiator(retry)
+        self._lock = threading.Lock()
+
+    def complete(
+        self,
+        messages: Callable[[bool], list[dict[str, str]]],
+        *,
+        temperature: float,
+        max_tokens: int,
+        schema: Mapping[str, Any] | None = None,
+        logprobs: bool = False,
+    ) -> Completion:
+        """Ask once, and again after faults that may pass.
+
+        Args:
+            messages: Given whether the reply will follow the schema: the messages.
+            temperature: Sampling temperature; left out where the server refuses one.
+            max_tokens: Longest reply.
+            schema: A JSON schema to ask for, in OpenAI's wrapping; left out where the server refuses it.
+            logprobs: Whether to ask for log-probabilities; left out where the server refuses them.
+
+        Raises:
+            JudgeError: If the server refuses the question, sends no usable reply, or a passing fault
+                outlasts the retries.
+        """
+        client = self._connected()
+
+        def send(used: Capabilities) -> Any:
+            options = request_options(
+                used, temperature=temperature, max_tokens=max_tokens, schema=schema or {}
+            )
+            # Half a surrogate pair, as models write them, has no place in UTF-8.
+            asked = [
+                {key: text.encode("utf-8", "replace").decode() for key, text in message.items()}
+                for message in messages(used.json_schema)
+            ]
+            return client.chat.completions.create(model=self.model, messages=asked, **options)
+
+        wanted = Capabilities(json_schema=schema is not None, logprobs=logprobs)
+        completion, _ = self._negotiator.call(wanted, send)
+        return self._read(completion)
+
+    def close(self) -> None:
+        """Give the connections back; the next question connects again."""
+        with self._lock:
+            if self._client is not None and not self._is_given:
+                self._client.close()
+                self._client = None
+
+    def _read(self, completion: Any) -> Completion:
+        try:
+            choice = completion.choices[0]
+            message = choice.message
+        except (AttributeError, IndexError, TypeError):
+            # Some relays report another server's failure under status 200.
+            said = getattr(completion, "error", None)
+            raise JudgeError(
+                "the judge's server answered without an error and without a chat completion "
+                f"({redact(str(said))[:300] if said else type(completion).__name__}); check base_url "
+                f"({shown_url(self.base_url)}) and the model's name"
+            ) from None
+        # A refusal has no content: that is a reply without a verdict, not a fault.
+        text = _text(message.content) or _text(getattr(message, "refusal", None))
+        used = getattr(completion, "usage", None)
+        counts = [getattr(used, name, None) or 0 for name in Usage._fields]
+        return Completion(
+            redact(text),
+            Usage(*counts) if any(counts) else None,
+            getattr(choice, "finish_reason", None) == "length",
+            _tokens(choice),
+        )
+
+    def _connected(self) -> Any:
+        with self._lock:
+            if self._client is None:
+                self._client = self._connect()
+            return self._client
+
+    def _connect(self) -> Any:
+        try:
+            import openai
+        except ModuleNotFoundError:
+            raise JudgeError("the judge needs the package openai: pip install 'dynamic-dpo[eval]'") from None
+        key = os.environ.get("OPENAI_API_KEY", "")
+        if not key:
+            raise JudgeError(
+                "the judge has no key: set the environment variable OPENAI_API_KEY "
+                "(any value will do for a local server that checks none)"
+            )
+        if not key.isascii() or not key.isprintable() or key != key.strip():
+            # The HTTP library would quote such a key in its error.
+            raise JudgeError(
+                "the key in the environment variable OPENAI_API_KEY holds a blank, a line break or a letter that no "
+                "HTTP header can carry; set it again without"
+            )
+        # Its own retries also repeat 409 and know no limit of ours, so they are switched off.
+        return openai.OpenAI(base_url=self.base_url, max_retries=0, timeout=REQUEST_TIMEOUT)
+
+
+def _text(content: Any) -> str:
+    """Return a message's content as text; some servers give a list of parts."""
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content if isinstance(part, dict) and "text" in part)
+    return content if isinstance(content, str) else ""
+
+
+def _tokens(choice: Any) -> tuple[Token, ...] | None:
+    """Return the tokens with their alternatives, ``None`` where a server gives none or in an older form."""
+    content = getattr(getattr(choice, "logprobs", None), "content", None)
+    if not content:
+        return None
+    try:
+        return tuple(
+            Token(
+                token.token,
+                tuple((other.token, float(other.logprob)) for other in token.top_logprobs or [token]),
+            )
+            for token in content
+        )
+    except (AttributeError, TypeError, ValueError):
+        return None

@@ -1,0 +1,103 @@
+"""A chat model as a judge: one template, one reply, one reading.
+
+Asks through a `GPT4Oracle`'s server. How often a question is asked, in which orders, and what is kept is not known
+here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dynamic_dpo.errors import ConfigError
+from dynamic_dpo.eval.gpt_oracle import GPT4Oracle
+from dynamic_dpo.eval.judges.base import Reply, conversation_text
+from dynamic_dpo.eval.judges.template import VERDICT_SCHEMA, JudgeTemplate
+from dynamic_dpo.eval.judges.token_probs import verdict_probabilities
+from dynamic_dpo.eval.judges.verdict import Verdict, read_reply
+from dynamic_dpo.eval.records import PromptRecord
+
+
+class OracleJudge:
+    """A `Judge` that asks a chat model.
+
+    Args:
+        oracle: Model, server, temperature and length of a reply. Its seed and order are not used: the questions come
+            in the order in which they are to be shown.
+        template: How to ask; ``None`` for the oracle's own two prompts.
+        json_schema: Whether to ask for a JSON object by a schema, where the server supports one.
+        logprobs: Whether the verdict is the likeliest one by the log-probabilities of the verdict's token, where the
+            server gives them, and not the one that was sampled.
+        max_attempts: How often a question is asked until its verdict is valid.
+        name: What reports call the judge; ``None`` for the model's name.
+
+    Raises:
+        ConfigError: If ``max_attempts`` is below 1.
+
+    Example:
+        >>> judge = OracleJudge(GPT4Oracle("a-judge"))
+        >>> judge.fingerprint()["model"], judge.fingerprint()["template"]
+        ('a-judge', 'custom')
+    """
+
+    def __init__(
+        self,
+        oracle: GPT4Oracle,
+        *,
+        template: JudgeTemplate | None = None,
+        json_schema: bool = False,
+        logprobs: bool = False,
+        max_attempts: int = 3,
+        name: str | None = None,
+    ) -> None:
+        if max_attempts < 1:
+            raise ConfigError(f"judge.max_attempts must be at least 1, got {max_attempts}")
+        self.oracle = oracle
+        self.template = oracle.template if template is None else template
+        self.json_schema = json_schema
+        self.logprobs = logprobs
+        self.max_attempts = max_attempts
+        self.name = oracle.model if name is None else name
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what the verdicts depend on; not the server's address, which may change under a model."""
+        return {
+            "kind": "openai",
+            "model": self.oracle.model,
+            "temperature": self.oracle.temperature,
+            "max_tokens": self.oracle.max_tokens,
+            "template": self.template.version,
+            "template_sha256": self.template.sha256,
+            "json_schema": self.json_schema,
+            "logprobs": self.logprobs,
+        }
+
+    def ask(self, prompt: PromptRecord, first: str, second: str, *, attempt: int = 0) -> Reply:
+        """Ask once; see `Judge.ask`.
+
+        Raises:
+            JudgeError: If the server refuses the question, sends no usable reply, or a passing fault outlasts the
+                retries.
+        """
+        text = conversation_text(prompt.messages)
+        completion = self.oracle.server.complete(
+            lambda as_json: self.template.messages(text, first, second, as_json=as_json, attempt=attempt),
+            temperature=self.oracle.temperature,
+            max_tokens=self.oracle.max_tokens,
+            schema=VERDICT_SCHEMA if self.json_schema else None,
+            logprobs=self.logprobs,
+        )
+        usage = completion.usage or (0, 0)
+        if completion.cut:
+            # "Verdict: A" may have been going on with "or B".
+            return Reply(Verdict.INVALID, completion.text, None, *usage)
+        reading = read_reply(completion.text)
+        verdict = reading.verdict
+        probs = verdict_probabilities(completion.text, completion.tokens, reading) if self.logprobs else None
+        if probs is not None:
+            # Of equally likely verdicts the one that was written stands.
+            verdict = max(probs, key=lambda label: (probs[label], label is reading.verdict))
+        return Reply(verdict, reading.reason, probs[Verdict.A] if probs else None, *usage)
+
+    def close(self) -> None:
+        """Give the server's connections back."""
+        self.oracle.server.close()

@@ -1,0 +1,138 @@
+"""Which comparisons a judge is asked for: two models' outputs for one prompt, in both orders or in one.
+
+Every question has a key, a hash of all that its answer depends on, and is never found by its place in a list.
+Who answers is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from dynamic_dpo.errors import DataError
+from dynamic_dpo.eval.judges.base import Comparison
+from dynamic_dpo.eval.records import OutputRecord, PromptRecord, content_hash
+
+
+@dataclass(frozen=True)
+class Question:
+    """Two outputs for one prompt in the order in which the judge sees them.
+
+    Attributes:
+        prompt: The conversation to be answered.
+        sample: The outputs' sample number.
+        first: The model whose output stands first (A).
+        second: The model whose output stands second (B).
+        first_text: Its output.
+        second_text: The other's.
+    """
+
+    prompt: PromptRecord
+    sample: int
+    first: str
+    second: str
+    first_text: str
+    second_text: str
+
+    @property
+    def comparison(self) -> Comparison:
+        """What the judge sees: no model's name."""
+        return Comparison(self.prompt, self.first_text, self.second_text)
+
+    def key(self, fingerprint: Mapping[str, Any]) -> str:
+        """Return the name of its answer by a judge with this fingerprint.
+
+        Models' names are no part of it: equal texts in equal order are one question, paid once.
+        """
+        return content_hash(
+            {
+                "prompt": self.prompt.messages,
+                "first": self.first_text,
+                "second": self.second_text,
+                "judge": dict(fingerprint),
+            }
+        )
+
+
+class Questions(NamedTuple):
+    """What can be asked, and what cannot because an output is missing.
+
+    Attributes:
+        questions: In the order of prompts, model pairs, samples, orders.
+        missing: Prompt id and model of every output that a comparison lacks.
+    """
+
+    questions: list[Question]
+    missing: list[tuple[str, str]]
+
+
+def make_questions(
+    prompts: Sequence[PromptRecord],
+    outputs: Sequence[OutputRecord],
+    pairs: Sequence[tuple[str, str]],
+    *,
+    both_orders: bool = True,
+    seed: int = 0,
+) -> Questions:
+    """Pair two models' outputs of equal sample number, prompt by prompt.
+
+    A model with a single output for a prompt (a reference, an imported baseline) meets every sample of the other.
+
+    Args:
+        prompts: The prompts to compare on.
+        outputs: The models' outputs, in any order.
+        pairs: Names of the models to compare, each pair once.
+        both_orders: Whether every comparison is asked as A, B and as B, A; else in one order, drawn by a hash of
+            seed, prompt, sample and models.
+        seed: Another seed, other single orders.
+
+    Returns:
+        The questions, and the outputs that are missing.
+
+    Raises:
+        DataError: If a pair names one model twice or a model without any output.
+
+    Example:
+        >>> prompt = PromptRecord.of([{"role": "user", "content": "Hi"}])
+        >>> texts = {"old": "Yes?", "new": "Hello!"}
+        >>> outputs = [OutputRecord(prompt.id, model, 0, text, 2, True) for model, text in texts.items()]
+        >>> [(q.first, q.second) for q in make_questions([prompt], outputs, [("new", "old")]).questions]
+        [('new', 'old'), ('old', 'new')]
+    """
+    texts: dict[tuple[str, str], dict[int, str]] = {}
+    for output in outputs:
+        texts.setdefault((output.id, output.model), {})[output.sample] = output.text
+    known = {output.model for output in outputs}
+    for left, right in pairs:
+        if left == right or not {left, right} <= known:
+            raise DataError(
+                f"cannot compare {left!r} with {right!r}: two different models with outputs are needed; "
+                f"outputs exist of {', '.join(sorted(known)) or 'no model'}"
+            )
+    questions: list[Question] = []
+    missing: dict[tuple[str, str], None] = {}
+    for prompt in prompts:
+        for left, right in pairs:
+            own, other = texts.get((prompt.id, left), {}), texts.get((prompt.id, right), {})
+            missing.update(
+                {(prompt.id, name): None for name, found in ((left, own), (right, other)) if not found}
+            )
+            for sample in sorted({*own, *other}):
+                left_text, right_text = _of_sample(own, sample), _of_sample(other, sample)
+                if left_text is None or right_text is None:
+                    lacking = left if left_text is None else right
+                    missing[prompt.id, lacking] = None
+                    continue
+                forward = Question(prompt, sample, left, right, left_text, right_text)
+                backward = Question(prompt, sample, right, left, right_text, left_text)
+                if both_orders:
+                    questions += [forward, backward]
+                else:
+                    item = content_hash([seed, prompt.id, sample, left, right])
+                    questions.append(backward if int(item, 16) & 1 else forward)
+    return Questions(questions, list(missing))
+
+
+def _of_sample(texts: Mapping[int, str], sample: int) -> str | None:
+    return next(iter(texts.values())) if len(texts) == 1 else texts.get(sample)

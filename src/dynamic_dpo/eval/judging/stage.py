@@ -1,0 +1,153 @@
+"""The judging stage: ask what has no answer yet, several questions at a time, within a budget.
+
+Every reply is on the disk before its worker asks for the next, so a crash loses only replies that were under way.
+How a judge comes to a verdict, and what verdicts add up to, is not known here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from dynamic_dpo.errors import ConfigError
+from dynamic_dpo.eval.judges.base import Judge, Reply
+from dynamic_dpo.eval.judges.verdict import Verdict
+from dynamic_dpo.eval.judging.ledger import JudgeLedger
+from dynamic_dpo.eval.judging.questions import Question
+from dynamic_dpo.eval.judging.spending import Budget, BudgetMeter, Spending
+from dynamic_dpo.eval.judging.workers import Workers, record_of
+from dynamic_dpo.eval.records import JudgementRecord
+
+IDENTICAL_REASON = "the two outputs are identical; the judge was not asked"
+
+
+@dataclass(frozen=True)
+class JudgingOutcome:
+    """What is known after judging.
+
+    Attributes:
+        records: One for every answered question, in the questions' order and with their models' names. Where
+            several questions share one answer, the first carries its cost and the others none.
+        unanswered: The questions without an answer, in their order.
+        stopped: Which limit of the budget ended the judging, in words; ``None`` if none did.
+        num_asked: Replies paid for in this call, invalid ones included.
+        num_reused: Questions whose answer was paid for before this call.
+        num_identical: Questions that were ties without asking, because both outputs are the same.
+        spent: What all replies in the ledger have cost, those of earlier runs included.
+    """
+
+    records: list[JudgementRecord]
+    unanswered: list[Question]
+    stopped: str | None
+    num_asked: int
+    num_reused: int
+    num_identical: int
+    spent: Spending
+
+
+def run_judging(
+    questions: Sequence[Question],
+    judge: Judge,
+    ledger: JudgeLedger,
+    *,
+    concurrency: int = 4,
+    budget: Budget | None = None,
+    progress: bool = True,
+) -> JudgingOutcome:
+    """Get an answer to every question, asking only what the ledger does not hold.
+
+    An invalid verdict is asked for again, ``judge.max_attempts`` times in all, and then recorded as invalid. After
+    an interruption (Ctrl-C) or a fault, replies under way still land in the ledger before the error is raised.
+
+    Args:
+        questions: See `make_questions`.
+        judge: Who answers.
+        ledger: Where answers are and go.
+        concurrency: Most questions under way at a time. A `BatchJudge` gets one batch at a time instead.
+        budget: Limits on what the whole ledger costs; ``None`` for none.
+        progress: Whether a terminal gets a progress bar.
+
+    Returns:
+        The outcome; complete where ``unanswered`` is empty.
+
+    Raises:
+        ConfigError: If ``concurrency`` is below 1, or the budget cannot be kept for want of prices or counts.
+        JudgeError: If the judge cannot be had; what is answered stays answered.
+    """
+    if concurrency < 1:
+        raise ConfigError(f"judge.concurrency must be at least 1, got {concurrency}")
+    fingerprint = judge.fingerprint()
+    by_key: dict[str, Question] = {}
+    for question in questions:
+        by_key.setdefault(question.key(fingerprint), question)
+    reused = {key for key in by_key if ledger.get(key) is not None}
+    todo = {key: question for key, question in by_key.items() if key not in reused}
+    for key, question in todo.items():
+        if question.first_text == question.second_text:
+            ledger.append(record_of(key, question, judge.name, _TIE, attempts=0))
+    meter = BudgetMeter(budget or Budget(), fingerprint.get("model"), ledger.spent(), _dearest(ledger))
+    # disable=None shows the bar on a terminal only.
+    with tqdm(total=len(todo), desc="Judging", unit="question", disable=None if progress else True) as bar:
+        workers = Workers(judge, ledger, meter, bar)
+        workers.run(
+            [(key, question) for key, question in todo.items() if ledger.get(key) is None], concurrency
+        )
+    return _outcome(questions, fingerprint, judge.name, ledger, reused, workers.num_asked, meter.stopped)
+
+
+_TIE = Reply(Verdict.TIE, IDENTICAL_REASON)
+
+
+def _dearest(ledger: JudgeLedger) -> Spending | None:
+    """Return the dearest reply field by field; several attempts at one question count as their mean."""
+    means = [
+        (1, row.prompt_tokens / row.calls, row.completion_tokens / row.calls, row.cost / row.calls)
+        for row in ledger.replies()
+        if row.calls
+    ]
+    if not means:
+        return None
+    _, prompt_tokens, completion_tokens, cost = (max(column) for column in zip(*means, strict=True))
+    return Spending(1, math.ceil(prompt_tokens), math.ceil(completion_tokens), cost)
+
+
+def _outcome(
+    questions: Sequence[Question],
+    fingerprint: dict[str, Any],
+    judge: str,
+    ledger: JudgeLedger,
+    reused: set[str],
+    num_asked: int,
+    stopped: str | None,
+) -> JudgingOutcome:
+    records: list[JudgementRecord] = []
+    unanswered: list[Question] = []
+    num_reused = num_identical = 0
+    paid: set[str] = set()
+    for question in questions:
+        key = question.key(fingerprint)
+        answer = ledger.get(key)
+        if answer is None:
+            unanswered.append(question)
+            continue
+        identical = question.first_text == question.second_text
+        num_identical += identical
+        num_reused += key in reused and not identical
+        free = {"attempts": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0} if key in paid else {}
+        paid.add(key)
+        records.append(
+            replace(
+                answer,
+                id=question.prompt.id,
+                sample=question.sample,
+                judge=judge,
+                first=question.first,
+                second=question.second,
+                **free,  # type: ignore[arg-type]
+            )
+        )
+    return JudgingOutcome(records, unanswered, stopped, num_asked, num_reused, num_identical, ledger.spent())

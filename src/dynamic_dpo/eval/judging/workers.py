@@ -1,0 +1,170 @@
+"""The threads of the judging stage: each takes a question, asks, and has the reply on the disk before the next.
+
+What is asked, and what the answers mean for the evaluation, is not known here.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from dynamic_dpo.errors import JudgeError
+from dynamic_dpo.eval.judges.base import BatchJudge, Judge, Reply
+from dynamic_dpo.eval.judges.verdict import Verdict
+from dynamic_dpo.eval.judging.ledger import InvalidReply, JudgeLedger, total
+from dynamic_dpo.eval.judging.questions import Question
+from dynamic_dpo.eval.judging.spending import BudgetMeter, Spending
+from dynamic_dpo.eval.records import JudgementRecord
+from dynamic_dpo.utils.signals import deferred, raise_if_requested
+
+logger = logging.getLogger("dynamic_dpo")
+
+
+class Workers:
+    """Threads that take questions from one queue until it is empty, the budget ends, or one of them fails.
+
+    Args:
+        judge: Who answers; a `BatchJudge` gets one batch at a time.
+        ledger: Where the replies go.
+        meter: Admits every call.
+        bar: A progress bar, moved by one for every answer.
+
+    Attributes:
+        num_asked: Replies so far, invalid ones included.
+    """
+
+    def __init__(self, judge: Judge, ledger: JudgeLedger, meter: BudgetMeter, bar: Any) -> None:
+        self.judge, self.ledger, self.meter, self.bar = judge, ledger, meter, bar
+        self.batch_size = judge.batch_size if isinstance(judge, BatchJudge) else 1
+        self.num_asked = 0
+        self._queue: deque[tuple[str, Question]] = deque()
+        self._error: BaseException | None = None
+        self._lock = threading.Lock()
+
+    def run(self, todo: Sequence[tuple[str, Question]], concurrency: int) -> None:
+        """Get an answer to every question; several threads work, this one waits.
+
+        Args:
+            todo: Keys and questions.
+            concurrency: Most questions under way at a time.
+
+        Raises:
+            JudgeError: The first that a thread met, after the replies under way have landed.
+        """
+        self._queue.extend(todo)
+        num_batches = math.ceil(len(todo) / self.batch_size)
+        num_threads = min(1 if isinstance(self.judge, BatchJudge) else concurrency, num_batches)
+        # Events, since Python 3.11 takes a running thread for ended once a signal has broken into its join().
+        ended = [threading.Event() for _ in range(num_threads)]
+        try:
+            with deferred():
+                for event in ended:
+                    # Daemons: a second Ctrl-C must not wait for a server that hangs.
+                    threading.Thread(target=self._work, args=(event,), daemon=True).start()
+            raise_if_requested()
+            for event in ended:
+                event.wait()
+        except BaseException:
+            self._drop_the_rest()
+            logger.warning("stopping when the replies under way are there; once more Ctrl-C stops at once")
+            for event in ended:
+                event.wait()
+            raise
+        if self._error is not None:
+            raise self._error
+
+    def _work(self, ended: threading.Event) -> None:
+        try:
+            while batch := self._take():
+                if self.batch_size > 1:
+                    self._answer_batch(batch)
+                else:
+                    self._answer(*batch[0])
+        except BaseException as error:
+            self._drop_the_rest()
+            with self._lock:
+                self._error = self._error or error
+        finally:
+            ended.set()
+
+    def _take(self) -> list[tuple[str, Question]]:
+        with self._lock:
+            return [self._queue.popleft() for _ in range(min(self.batch_size, len(self._queue)))]
+
+    def _drop_the_rest(self) -> None:
+        self.meter.close()
+        with self._lock:
+            self._queue.clear()
+
+    def _answer(self, key: str, question: Question) -> None:
+        earlier = self.ledger.invalid_replies(key)
+        prompt, first, second = question.comparison
+        while self.meter.admit():
+            try:
+                reply = self.judge.ask(prompt, first, second, attempt=len(earlier))
+            except JudgeError as error:
+                self.meter.withdraw()
+                raise JudgeError(f"{error} (asked about prompt {prompt.id})") from None
+            except BaseException:
+                self.meter.withdraw()
+                raise
+            if reply.verdict is not Verdict.INVALID or len(earlier) + 1 >= self.judge.max_attempts:
+                self._land(key, question, reply, earlier)
+                return
+            cost = self.meter.cost(reply.prompt_tokens, reply.completion_tokens)
+            tokens = (reply.prompt_tokens, reply.completion_tokens)
+            invalid = InvalidReply(key, len(earlier), reply.reason, *tokens, cost)
+            self.ledger.append_invalid(invalid)
+            earlier = [*earlier, invalid]
+            self._count(reply)
+
+    def _answer_batch(self, batch: list[tuple[str, Question]]) -> None:
+        assert isinstance(self.judge, BatchJudge)
+        while batch and (admitted := self.meter.admit_up_to(len(batch))):
+            asked, batch = batch[:admitted], batch[admitted:]
+            replies = self.judge.ask_many([question.comparison for _, question in asked])
+            for (key, question), reply in zip(asked, replies, strict=True):
+                self._land(key, question, reply, [])
+
+    def _land(self, key: str, question: Question, reply: Reply, earlier: Sequence[InvalidReply]) -> None:
+        cost = self.meter.cost(reply.prompt_tokens, reply.completion_tokens)
+        own = Spending(1, reply.prompt_tokens, reply.completion_tokens, cost)
+        whole = total([own, *(Spending(1, r.prompt_tokens, r.completion_tokens, r.cost) for r in earlier)])
+        record = record_of(key, question, self.judge.name, reply, attempts=whole.calls)
+        self.ledger.append(
+            replace(
+                record,
+                prompt_tokens=whole.prompt_tokens,
+                completion_tokens=whole.completion_tokens,
+                cost=whole.cost,
+            )
+        )
+        self._count(reply)
+        with self._lock:
+            self.bar.update(1)
+
+    def _count(self, reply: Reply) -> None:
+        with self._lock:
+            self.num_asked += 1
+        self.meter.settle(reply.prompt_tokens, reply.completion_tokens)
+
+
+def record_of(key: str, question: Question, judge: str, reply: Reply, *, attempts: int) -> JudgementRecord:
+    """Return the answer to a question as it is kept, before its cost is filled in."""
+    return JudgementRecord(
+        key=key,
+        id=question.prompt.id,
+        sample=question.sample,
+        judge=judge,
+        first=question.first,
+        second=question.second,
+        verdict=str(reply.verdict),
+        reason=reply.reason,
+        prob_first=reply.prob_first,
+        attempts=attempts,
+    )

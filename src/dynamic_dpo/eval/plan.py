@@ -1,0 +1,129 @@
+"""What an evaluation is to do, in plain values: prompts, models, generation, judging, scoring, statistics.
+
+Made from a file of settings by the command, or by hand. Nothing here loads, asks or writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dynamic_dpo.errors import ConfigError
+from dynamic_dpo.eval.generate.engines import GenerationSettings
+from dynamic_dpo.eval.judges.base import Judge
+from dynamic_dpo.eval.judging.spending import Budget
+from dynamic_dpo.eval.model_spec import ModelSpec
+
+if TYPE_CHECKING:
+    from dynamic_dpo.eval.scoring.outputs import ScoringSettings
+
+
+@dataclass(frozen=True)
+class JudgingSettings:
+    """How the outputs are judged.
+
+    Attributes:
+        make_judge: Makes the judge; called only when it is needed.
+        identity: Settings of the judge, as JSON types: what tells whether the report fits the judgements.
+        both_orders: Ask every comparison in both orders.
+        randomize_order: Where it is asked once: draw the order by a hash, else the baseline stands second.
+        seed: Seed of that draw.
+        concurrency: Questions under way at a time.
+        budget: Limits.
+    """
+
+    make_judge: Callable[[], Judge]
+    identity: Mapping[str, Any]
+    both_orders: bool = True
+    randomize_order: bool = True
+    seed: int = 42
+    concurrency: int = 4
+    budget: Budget = field(default_factory=Budget)
+
+
+@dataclass(frozen=True)
+class StatisticsSettings:
+    """How intervals are computed.
+
+    Attributes:
+        bootstrap: Resamples of the prompts.
+        seed: Seed of the resampling.
+        confidence: Coverage of the intervals.
+    """
+
+    bootstrap: int = 2000
+    seed: int = 0
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """Everything an evaluation does.
+
+    Attributes:
+        folder: Where everything goes.
+        prompts: Arguments of `load_prompts`, its name included.
+        models: The models to compare.
+        generation: How they write.
+        judging: How their outputs are judged.
+        statistics: How intervals are computed.
+        scoring: What is scored beside the outputs; ``None`` for nothing.
+        baseline: Name of the model that the others are compared with; ``None``: the first.
+        comparisons: ``baseline``, or ``all`` for every model with every other.
+        generations_file: Name of the file of outputs.
+        judgements_file: Name of the file of answers.
+        summary_file: Name of the file of win rates.
+        progress: Whether a terminal gets progress bars.
+    """
+
+    folder: Path
+    prompts: Mapping[str, Any]
+    models: Sequence[ModelSpec]
+    generation: GenerationSettings
+    judging: JudgingSettings
+    statistics: StatisticsSettings = field(default_factory=StatisticsSettings)
+    scoring: ScoringSettings | None = None
+    baseline: str | None = None
+    comparisons: Literal["baseline", "all"] = "baseline"
+    generations_file: str = "generations.jsonl"
+    judgements_file: str = "judgements.jsonl"
+    summary_file: str = "summary.json"
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        names = [model.name for model in self.models]
+        if len(names) < 2:
+            raise ConfigError(
+                f"models must name at least two models to compare, got {', '.join(names) or 'none'}"
+            )
+        if self.baseline is not None and self.baseline not in names:
+            raise ConfigError(f"baseline must be one of models ({', '.join(names)}), got {self.baseline!r}")
+
+    @property
+    def measures_kl(self) -> bool:
+        """Whether the outputs are samples of the models' own distributions, as an estimate of KL needs."""
+        how = self.generation
+        return self.scoring is not None and how.samples and how.temperature == 1 and how.top_p == 1
+
+    @property
+    def baseline_name(self) -> str:
+        """The baseline's name."""
+        return self.baseline or self.models[0].name
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Which models are compared; where the baseline takes part, it stands second."""
+        base = self.baseline_name
+        others = [model.name for model in self.models if model.name != base]
+        pairs = [(other, base) for other in others]
+        return pairs + list(combinations(others, 2)) if self.comparisons == "all" else pairs
+
+    def asked_of(self, spec: ModelSpec) -> dict[str, Any]:
+        """Return the settings that a model's outputs are made with, those left out that change only the speed."""
+        generation = asdict(self.generation)
+        for name in ("batch_size", "tensor_parallel_size"):
+            del generation[name]
+        return {"model": asdict(spec), "generation": generation, "prompts": dict(self.prompts)}

@@ -1,0 +1,69 @@
+"""What an evaluation report is made from and what it leaves behind; no numbers are computed here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dynamic_dpo.eval.records import JudgementRecord, OutputRecord, PromptRecord
+from dynamic_dpo.eval.scoring.metrics import FrontierPoint, PreferenceSummary
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """Everything a report shows. What is empty or ``None`` is left out of it.
+
+    Attributes:
+        prompts: The prompts.
+        outputs: The models' outputs.
+        judgements: The judges' answers.
+        title: Heading of the report.
+        created: When the evaluation was made, as it is to be printed; given, so that equal input gives equal files.
+        baseline: The model that the others are compared with; ``None``: every pair by name.
+        num_questions: Questions there were to be answered; fewer judgements than that are said loudly.
+        stopped: Which limit ended the judging early, in words.
+        notes: Further sentences that a reader must not miss, such as prompts left out.
+        provenance: What the numbers were made with: heading (a model's name, ``judge``, ``settings``) to key to
+            value.
+        preference: Model to its implicit rewards on held-out pairs.
+        frontier: Checkpoints on the plane of reward and KL.
+        confidence: Of all intervals.
+        num_resamples: Of the bootstrap.
+        seed: Of the bootstrap and of the draw of samples to show.
+        num_shown: Most prompts to show with their outputs.
+    """
+
+    prompts: Sequence[PromptRecord]
+    outputs: Sequence[OutputRecord]
+    judgements: Sequence[JudgementRecord]
+    title: str = "Evaluation"
+    created: str = ""
+    baseline: str | None = None
+    num_questions: int | None = None
+    stopped: str | None = None
+    notes: Sequence[str] = ()
+    provenance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    preference: Mapping[str, PreferenceSummary] = field(default_factory=dict)
+    frontier: Sequence[FrontierPoint] = ()
+    confidence: float = 0.95
+    num_resamples: int = 2000
+    seed: int = 0
+    num_shown: int = 12
+
+
+class ReportPaths(NamedTuple):
+    """The files of a report.
+
+    Attributes:
+        html: One page that needs nothing else.
+        markdown: The same for a terminal or a repository, samples left out.
+        csv: One row per win rate.
+        json: Every number.
+    """
+
+    html: Path
+    markdown: Path
+    csv: Path
+    json: Path

@@ -1,0 +1,92 @@
+"""How numbers are written in a report, so that page, Markdown and alarms write them alike."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from dynamic_dpo.eval.report.summary import PairSummary
+from dynamic_dpo.eval.statistics.resampling import Interval
+
+# C0 controls other than tab and line feed, DEL and C1 controls: a browser or terminal would act on them.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def percent(value: float) -> str:
+    """Write a share.
+
+    >>> percent(0.6249), percent(float("nan"))
+    ('62.5 %', '–')
+    """
+    return "–" if math.isnan(value) else f"{100 * value:.1f} %"
+
+
+def percent_interval(interval: Interval) -> str:
+    """Write the interval of a share.
+
+    >>> percent_interval(Interval(0.5004, 0.732))
+    '50.0 to 73.2 %'
+    """
+    return f"{100 * interval.low:.1f} to {100 * interval.high:.1f} %"
+
+
+def p_value(value: float) -> str:
+    """Write a p-value.
+
+    >>> p_value(0.0004), p_value(0.0312)
+    ('< 0.001', '0.031')
+    """
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def cleaned(text: str) -> str:
+    """Return what a model wrote so that any file can hold it: stray surrogates and control characters replaced.
+
+    >>> cleaned("a\\x00b\\ud800c\\r\\nd")
+    'a\\ufffdb?c\\nd'
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return _CONTROLS.sub("\ufffd", text).encode("utf-8", "replace").decode("utf-8")
+
+
+def verdict_sentence(pair: PairSummary, *, num_pairs: int = 1, name_judge: bool = False) -> str:
+    """Say in one sentence what a comparison found, and no more than it found.
+
+    Args:
+        pair: The comparison.
+        num_pairs: How many comparisons of this judge are reported together.
+        name_judge: Whether there are several judges.
+    """
+    result = pair.overall
+    model, baseline = result.model, result.baseline
+    by = f", by {result.judge}" if name_judge else ""
+    if not result.num_prompts:
+        return f"Nothing is known about {model} against {baseline}{by}: no judgement was valid."
+    on = f"on {result.num_prompts:,} prompt{'' if result.num_prompts == 1 else 's'}{by}"
+    low, high = result.interval
+    if low <= 0.5 <= high:
+        return (
+            f"{model} and {baseline} cannot be told apart {on}: the interval holds everything from "
+            f"{percent(low)} to {percent(high)}."
+        )
+    better, worse = (model, baseline) if result.rate > 0.5 else (baseline, model)
+    least = low if result.rate > 0.5 else 1.0 - high
+    found = f"{better} is preferred to {worse} {on}: in at least {percent(least)} of cases, by the interval"
+    # One of many intervals leaves out 50 % by chance; the corrected test says whether this one may be such.
+    if num_pairs > 1 and pair.p_holm > 1.0 - result.confidence:
+        found += (
+            f" alone; corrected for {num_pairs} comparisons, the sign test does not bear it out "
+            f"(p {p_value(pair.p_holm)})"
+        )
+    return found + "."
+
+
+def findings(pairs: Sequence[PairSummary]) -> list[str]:
+    """Return the sentence of every comparison."""
+    by_judge = Counter(pair.overall.judge for pair in pairs)
+    return [
+        verdict_sentence(pair, num_pairs=by_judge[pair.overall.judge], name_judge=len(by_judge) > 1)
+        for pair in pairs
+    ]

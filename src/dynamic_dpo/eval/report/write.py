@@ -1,0 +1,81 @@
+"""Writes an evaluation's report: one page to look at, Markdown to read, CSV and JSON to compute with.
+
+Equal input gives equal files, byte for byte. What the numbers mean is told in docs/evaluation.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from dynamic_dpo.errors import DataError
+from dynamic_dpo.eval.report.data import EvaluationData as EvaluationData
+from dynamic_dpo.eval.report.data import ReportPaths as ReportPaths
+from dynamic_dpo.eval.report.html import html_page
+from dynamic_dpo.eval.report.markdown import csv_rows, markdown
+from dynamic_dpo.eval.report.summary import EvaluationSummary, summarise
+from dynamic_dpo.eval.statistics.resampling import Interval
+from dynamic_dpo.utils.files import write_json, write_text
+
+FORMAT_VERSION = 1
+
+
+def write_evaluation_report(folder: str | Path, data: EvaluationData) -> ReportPaths:
+    """Write ``report.html``, ``report.md``, ``results.csv`` and ``results.json``.
+
+    Args:
+        folder: Where to; made if missing. Files of an earlier report are replaced, each whole or not at all.
+        data: What was evaluated. Missing parts are left out of the report.
+
+    Returns:
+        The paths of the files.
+
+    Raises:
+        DataError: If ``folder`` is a file, a judgement cannot be read, or the baseline is no model of these
+            records.
+        ConfigError: If the confidence or the number of resamples is impossible.
+    """
+    target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise DataError(f"the report cannot be written to {target}: it is a file; name a folder")
+    summary = summarise(data)
+    return ReportPaths(
+        html=write_text(target / "report.html", html_page(data, summary)),
+        markdown=write_text(target / "report.md", markdown(data, summary)),
+        csv=write_text(target / "results.csv", csv_rows(summary)),
+        json=write_json(target / "results.json", report_numbers(data, summary)),
+    )
+
+
+def report_numbers(data: EvaluationData, summary: EvaluationSummary) -> dict[str, Any]:
+    """Return every number of a report as JSON types; what is not known is ``None``."""
+    numbers: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "title": data.title,
+        "created": data.created,
+        "baseline": data.baseline,
+        "num_prompts": len(data.prompts),
+        "num_questions": data.num_questions,
+        "stopped": data.stopped,
+        "statistics": {
+            "confidence": data.confidence,
+            "num_resamples": data.num_resamples,
+            "seed": data.seed,
+        },
+        "preference": _plain(dict(data.preference)),
+        "provenance": _plain(dict(data.provenance)),
+    }
+    return numbers | _plain(summary)  # type: ignore[no-any-return]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Interval):
+        return {"low": value.low, "high": value.high}
+    if is_dataclass(value):
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

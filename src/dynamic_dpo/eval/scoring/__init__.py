@@ -1,0 +1,1 @@
+"""What a policy and its reference say of given texts: log-probabilities, margins, KL."""

@@ -1,0 +1,274 @@
+"""Rewards and margins of a trained policy on given pairs, by the same scoring function as in training.
+
+Reads pairs of any supported shape, scores them with policy and reference one after the other, and gives one record a
+pair. What the margins add up to is computed in ``preference_metrics``.
+"""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from dynamic_dpo.data.preference import to_preference_pairs
+from dynamic_dpo.data.sources import load_rows
+from dynamic_dpo.data.tokenize import tokenize_pairs
+from dynamic_dpo.engine.config import EngineConfig
+from dynamic_dpo.engine.rows import PairBatch
+from dynamic_dpo.engine.scorer import PairScorer
+from dynamic_dpo.errors import ConfigError, ModelError
+from dynamic_dpo.eval.model_spec import ModelSpec, find_model, let_go, open_model, pick_device
+from dynamic_dpo.eval.records import content_hash
+from dynamic_dpo.models.sources import load_tokenizer
+from dynamic_dpo.utils.files import write_text
+
+_PAIRS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class ScoredPair:
+    """One pair as policy and reference see it.
+
+    Attributes:
+        id: Hash of the token ids: equal pairs have one id in every file.
+        row: Number of its row in the set.
+        chosen_reward: beta × logratio of the chosen answer.
+        rejected_reward: The same of the rejected one.
+        reward_margin: Their difference.
+        margin: The same without beta, in nats.
+        chosen_logps: Summed log-probability of the chosen answer under the policy, nats.
+        rejected_logps: The same of the rejected one.
+        ref_chosen_logps: The reference's.
+        ref_rejected_logps: The reference's.
+        chosen_tokens: Tokens of the chosen answer, its end included.
+        rejected_tokens: The same of the rejected one.
+    """
+
+    id: str
+    row: int
+    chosen_reward: float
+    rejected_reward: float
+    reward_margin: float
+    margin: float
+    chosen_logps: float
+    rejected_logps: float
+    ref_chosen_logps: float
+    ref_rejected_logps: float
+    chosen_tokens: int
+    rejected_tokens: int
+
+
+class ScoredPairs(NamedTuple):
+    """The pairs of a set, and the rows that gave none.
+
+    Attributes:
+        pairs: In the order of the rows.
+        quarantined: Rows that gave no pair, by reason.
+        num_truncated: Pairs that lost tokens to ``max_length``.
+    """
+
+    pairs: list[ScoredPair]
+    quarantined: dict[str, int]
+    num_truncated: int
+
+    @property
+    def margins(self) -> list[float]:
+        """Margins in nats, without beta."""
+        return [pair.margin for pair in self.pairs]
+
+
+def score_pairs(
+    model: str,
+    reference: str | None,
+    data: str | Dataset | Iterable[Mapping[str, Any]],
+    *,
+    beta: float = 0.1,
+    subset: str = "train",
+    chat_template: bool = False,
+    max_length: int = 512,
+    max_prompt_length: int | None = None,
+    max_completion_length: int | None = None,
+    truncation_mode: str = "keep_start",
+    quarantine_max_share: float = 0.05,
+    device: str = "auto",
+    precision: str = "float32",
+    tokens_per_microbatch: int | None = None,
+    progress: bool = True,
+) -> ScoredPairs:
+    """Score preference pairs with a policy and its reference.
+
+    The models are loaded one after the other, in the same number format: two formats alone would make margins.
+
+    Args:
+        model: The policy: hub name, folder, adapter folder, ``.gguf`` file or ``package:NAME``.
+        reference: The reference, in the same forms; ``None`` for the base of an adapter.
+        data: Name of a set, as ``load_rows`` takes it, a dataset, or rows; any shape of ``docs/data.md``.
+        beta: Scale of the rewards, positive.
+        subset: Split with an optional slice, where ``data`` is a name.
+        chat_template: Render text rows through the policy's chat template.
+        max_length: Longest prompt plus answer in tokens.
+        max_prompt_length: Longest prompt, or ``None``.
+        max_completion_length: Longest answer, or ``None``.
+        truncation_mode: ``keep_start`` or ``keep_end``.
+        quarantine_max_share: Largest share of unusable rows accepted, in [0, 1].
+        device: ``auto``, ``cpu``, ``cuda`` …
+        precision: Number format of both models.
+        tokens_per_microbatch: Budget of tokens; memory only. ``None`` chooses it from the memory there is.
+        progress: Whether a terminal gets a progress bar.
+
+    Returns:
+        The pairs with their scores.
+
+    Raises:
+        ConfigError: If a number is out of range or the device is not there.
+        DataError: If the data cannot be used.
+        ModelError: If a model cannot be used, or the two have different tokens.
+    """
+    if not beta > 0:
+        raise ConfigError(f"beta must be positive, got {beta}")
+    where, files = pick_device(device), find_model(ModelSpec("policy", model))
+    if reference is None and files.adapter is None:
+        raise ModelError(
+            f"{model} is no adapter, so its reference cannot be found in it: name the model that training started "
+            "from"
+        )
+    tokenizer = load_tokenizer(files.tokenizer)
+    if reference is not None:
+        check_same_tokens(tokenizer, reference)
+    rows = load_rows(data, subset=subset) if isinstance(data, str) else data
+    read = to_preference_pairs(rows, chat_template=chat_template)
+    tokenised = tokenize_pairs(
+        read.dataset,
+        tokenizer,
+        max_length=max_length,
+        max_prompt_length=max_prompt_length,
+        max_completion_length=max_completion_length,
+        truncation_mode=truncation_mode,
+        quarantine=read.quarantine,
+    )
+    quarantine = tokenised.quarantine
+    quarantine.raise_if_above(quarantine_max_share, len(tokenised.dataset) + len(quarantine))
+    pairs = _as_batch(tokenised.dataset)
+    engine = EngineConfig(tokens_per_microbatch=tokens_per_microbatch)
+
+    policy = _logps_of(model, pairs, engine, where, precision, progress=progress)
+    if reference is None:
+        start = _logps_of(model, pairs, engine, where, precision, base_only=True, progress=progress)
+    else:
+        start = _logps_of(reference, pairs, engine, where, precision, progress=progress)
+    return ScoredPairs(
+        _scored(pairs, policy, start, beta), dict(quarantine.counts()), tokenised.num_truncated
+    )
+
+
+def pair_logps(
+    model: Any, pairs: PairBatch, engine: EngineConfig | None = None, *, progress: bool = False
+) -> torch.Tensor:
+    """Return the summed log-probabilities of both answers of every pair.
+
+    Args:
+        model: A causal language model.
+        pairs: Token ids.
+        engine: How pairs meet the model.
+        progress: Whether a terminal gets a progress bar.
+
+    Returns:
+        Chosen and rejected, nats, float64, on the CPU. Shape [N, 2].
+    """
+    scorer = PairScorer(model, engine)
+    was_training = model.training
+    model.eval()
+    values = torch.zeros(len(pairs), 2, dtype=torch.float64)
+    bar = tqdm(total=len(pairs), desc="Scoring", unit="pair", disable=None if progress else True)
+    with bar, torch.inference_mode():
+        for start in range(0, len(pairs), _PAIRS_AT_ONCE):
+            part = range(start, min(start + _PAIRS_AT_ONCE, len(pairs)))
+            batch = pairs.select(part)
+            for places in scorer.plan(batch, budget_factor=2):
+                scores = scorer.score(model, batch.select(places))
+                both = torch.stack([scores.chosen, scores.rejected], dim=1)
+                values[[start + place for place in places]] = both.double().cpu()
+                bar.update(len(places))
+    model.train(was_training)
+    return values
+
+
+def write_scores(path: str | Path, pairs: Iterable[ScoredPair]) -> Path:
+    """Write one pair a line; the file appears whole or not at all."""
+    return write_text(path, "".join(json.dumps(asdict(pair)) + "\n" for pair in pairs))
+
+
+def _as_batch(dataset: Dataset) -> PairBatch:
+    prompts, chosen, rejected, rows = (
+        list(dataset[name][:]) for name in ("prompt_ids", "chosen_ids", "rejected_ids", "row")
+    )
+    return PairBatch(prompts, chosen, rejected, rows)
+
+
+def _scored(pairs: PairBatch, policy: torch.Tensor, start: torch.Tensor, beta: float) -> list[ScoredPair]:
+    scored = []
+    for place in range(len(pairs)):
+        ids = [list(part[place]) for part in (pairs.prompts, pairs.chosen, pairs.rejected)]
+        (chosen, rejected), (ref_chosen, ref_rejected) = policy[place].tolist(), start[place].tolist()
+        margin = (chosen - ref_chosen) - (rejected - ref_rejected)
+        scored.append(
+            ScoredPair(
+                id=content_hash(ids),
+                row=pairs.rows[place],
+                chosen_reward=beta * (chosen - ref_chosen),
+                rejected_reward=beta * (rejected - ref_rejected),
+                reward_margin=beta * margin,
+                margin=margin,
+                chosen_logps=chosen,
+                rejected_logps=rejected,
+                ref_chosen_logps=ref_chosen,
+                ref_rejected_logps=ref_rejected,
+                chosen_tokens=len(ids[1]),
+                rejected_tokens=len(ids[2]),
+            )
+        )
+    return scored
+
+
+def check_same_tokens(tokenizer: Any, reference: str) -> None:
+    """Raise a `ModelError` unless a reference has the same tokens as a policy's tokenizer."""
+    other = load_tokenizer(find_model(ModelSpec("reference", reference)).tokenizer)
+    if other.get_vocab() != tokenizer.get_vocab():
+        raise ModelError(
+            f"policy and reference have different tokenizers ({len(tokenizer)} and {len(other)} tokens): their "
+            f"log-probabilities cannot be compared; is {reference} what training started from?"
+        )
+
+
+def _logps_of(
+    name: str,
+    pairs: PairBatch,
+    engine: EngineConfig,
+    device: str,
+    precision: str,
+    *,
+    base_only: bool = False,
+    progress: bool,
+) -> torch.Tensor:
+    """Load a model, score pairs with it or with the base of its adapter, and let it go."""
+    model, _ = open_model(find_model(ModelSpec("model", name)), device=device, dtype=precision)
+    still_there = weakref.ref(model)
+    with model.disable_adapter() if base_only else nullcontext():
+        values = pair_logps(model, pairs, engine, progress=progress)
+    forget_scoring(model)
+    del model
+    let_go(still_there)
+    return values
+
+
+def forget_scoring(model: Any) -> None:
+    """Take the scoring off a model that is to go: bound to the model, it would keep it."""
+    vars(model).pop("forward", None)

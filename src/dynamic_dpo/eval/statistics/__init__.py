@@ -1,0 +1,1 @@
+"""Win rates, intervals and tests; every one a function of records."""

@@ -1,0 +1,435 @@
+"""The commands, run as a user runs them, on a tiny model in a folder and HH rows in a file."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from dynamic_dpo.cli import evaluate, train_dpo, train_sft
+from dynamic_dpo.cli import main as umbrella
+from dynamic_dpo.models.sources import file_fingerprint, resolve_model, weights_fingerprint
+from tiny import tiny_gpt2, tiny_llama, word_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+NUM_ROWS = 40
+CHAT_TEMPLATE = (
+    "{% for m in messages %}w1 {{ m['role'] }} {{ m['content'] }} </s>{% endfor %}"
+    "{% if add_generation_prompt %}w1 assistant {% endif %}"
+)
+
+
+def hh_rows(count: int = NUM_ROWS, *, seed: int = 0) -> list[dict[str, str]]:
+    draw = random.Random(seed)
+
+    def words() -> str:
+        return " ".join(f"w{draw.randrange(90)}" for _ in range(draw.randint(2, 8)))
+
+    rows = []
+    for _ in range(count):
+        prompt = f"\n\nHuman: {words()}\n\nAssistant:"
+        rows.append({"chosen": f"{prompt} {words()}", "rejected": f"{prompt} {words()}"})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_llama().save_pretrained(folder)
+    word_tokenizer(template=CHAT_TEMPLATE).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "train.jsonl.gz"
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in hh_rows())
+    return path
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, model_folder: Path, rows_file: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    settings: dict[str, Any] = {
+        "policy_name": str(model_folder),
+        "precision": "fp32",
+        "dataset": {"dataset_name": str(rows_file), "subset": "train", "val_ratio": 0.1},
+        "dpo_training": {
+            "save_dir": str(tmp_path / "run"),
+            "batch_size": 4,
+            "gradient_accumulation": 2,
+            "learning_rate": 1e-3,
+            "warmup_steps": 0,
+            "log_steps": 1,
+            "eval_steps": 2,
+            "save_steps": 2,
+            "max_steps": 4,
+            "disable_tqdm": True,
+        },
+        "sft_training": {
+            "save_dir": str(tmp_path / "sft"),
+            "batch_size": 4,
+            "learning_rate": 1e-3,
+            "warmup_steps": 0,
+            "log_steps": 1,
+            "max_steps": 2,
+            "disable_tqdm": True,
+        },
+        "risk_test": {"beta_warmup": 2},
+    }
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return path
+
+
+def controller_lines(run: Path) -> list[dict[str, Any]]:
+    text = (run / "logs" / "margins" / "controller.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def summary_of(run: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((run / "run_summary.json").read_text(encoding="utf-8"))
+    return summary
+
+
+def test_train_dpo_leaves_a_model_a_record_and_the_margins(
+    config_file: Path, tmp_path: Path, model_folder: Path
+) -> None:
+    assert train_dpo.main(["--config", str(config_file), "dpo_training.debug_samples=2"]) == 0
+    run = tmp_path / "run"
+    summary = summary_of(run)
+    assert summary["optimizer_steps"] == 4
+    assert summary["pairs_seen"] == 32
+    assert summary["reference_computed"] == NUM_ROWS
+    assert summary["reference_reused"] == 0
+    assert summary["pairs_per_second"] > 0
+    assert summary["peak_memory_bytes"] > 0
+    method = summary["method"]
+    assert (method["name"], method["mode"], method["scope"]) == ("risk", "paper", "micro")
+    assert method["settings"]["beta_0"] == 0.1
+    assert len(summary["config_hash"]) == 64
+
+    lines = controller_lines(run)
+    assert [line["update"] for line in lines] == list(range(1, 9))
+    assert [line["step"] for line in lines] == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert summary["beta_final"] == lines[-1]["beta"] != 0.1
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    trained = AutoModelForCausalLM.from_pretrained(run)
+    start = AutoModelForCausalLM.from_pretrained(model_folder)
+    assert not torch.equal(trained.lm_head.weight, start.lm_head.weight)
+    assert AutoTokenizer.from_pretrained(run).chat_template == CHAT_TEMPLATE
+    assert (run / "config.yaml").is_file()
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    assert {"eval_loss", "eval_rewards/accuracies", "eval_margins/mean"} <= {
+        k for line in history for k in line
+    }
+    samples = [json.loads(line) for line in (run / "debug" / "debug_samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 2
+    for side in ("chosen", "rejected"):
+        labels = samples[0][side]["labels"]
+        prompt_length = samples[0]["num_prompt_tokens"]
+        assert labels[:prompt_length] == [-100] * prompt_length
+        assert labels[prompt_length:] == samples[0][side]["input_ids"][prompt_length:]
+
+
+def test_a_resumed_run_continues_beta_and_losses_as_if_never_stopped(
+    config_file: Path, tmp_path: Path
+) -> None:
+    base = ["--config", str(config_file), "dpo_training.eval_steps=null"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert train_dpo.main([*base, f"dpo_training.save_dir={whole}"]) == 0
+    assert train_dpo.main([*base, f"dpo_training.save_dir={cut}"]) == 0
+    for path in cut.glob("checkpoint-4"):
+        path.rename(tmp_path / "set-aside")  # As if killed after step 2's checkpoint and step 4's margins.
+    assert train_dpo.main([*base, f"dpo_training.save_dir={cut}", "dpo_training.resume=true"]) == 0
+    assert controller_lines(cut) == controller_lines(whole)
+    losses = [
+        [
+            line["loss"]
+            for line in json.loads((run / "trainer_state.json").read_text())["log_history"]
+            if "loss" in line
+        ]
+        for run in (whole, cut)
+    ]
+    assert losses[0] == losses[1]
+    assert summary_of(cut)["pairs_seen"] == summary_of(whole)["pairs_seen"]
+
+
+def test_a_second_run_reuses_the_reference_unless_what_is_scored_changes(
+    config_file: Path, tmp_path: Path
+) -> None:
+    base = ["--config", str(config_file), "dpo_training.max_steps=1", "dpo_training.save_steps=null"]
+
+    def counts(name: str, *overrides: str) -> tuple[int, int]:
+        run = tmp_path / name
+        assert train_dpo.main([*base, f"dpo_training.save_dir={run}", *overrides]) == 0
+        summary = summary_of(run)
+        return summary["reference_computed"], summary["reference_reused"]
+
+    assert counts("first") == (NUM_ROWS, 0)
+    assert counts("beta", "beta_update.beta_0=0.2", "dpo_training.learning_rate=1e-4") == (0, NUM_ROWS)
+    assert counts("method", "method.name=dpo", "dpo_training.seed=7") == (0, NUM_ROWS)
+    assert counts("lora", "peft.r=2") == (0, NUM_ROWS)
+    computed, reused = counts("shorter", "dataset.max_len=9", "dataset.quarantine_max_share=1")
+    assert computed > 0
+    assert computed + reused <= NUM_ROWS
+
+
+@pytest.mark.parametrize("method", ["dpo", "schedule", "risk"])
+def test_every_method_trains_from_its_setting(config_file: Path, tmp_path: Path, method: str) -> None:
+    assert (
+        train_dpo.main(
+            [
+                "--config",
+                str(config_file),
+                f"method.name={method}",
+                "method.mode=exact",
+                "method.scope=step",
+                "schedule.drift_per_1000=50",
+                "margin_log.dpo_log_dir=logs/fixed",
+                "dataset.chat_template=true",
+            ]
+        )
+        == 0
+    )
+    summary = summary_of(tmp_path / "run")
+    assert summary["method"]["name"] == method
+    assert summary["controller_updates"] == 4
+    assert Path(summary["margins_path"]).parent.name == ("fixed" if method == "dpo" else "margins")
+
+
+def test_train_sft_trains_on_completions_only_and_saves_a_model(config_file: Path, tmp_path: Path) -> None:
+    assert train_sft.main(["--config", str(config_file)]) == 0
+    trained = resolve_model(str(tmp_path / "sft"))
+    assert file_fingerprint(trained)
+    history = json.loads((tmp_path / "sft" / "trainer_state.json").read_text())["log_history"]
+    assert sum("loss" in line for line in history) == 2
+
+
+def test_help_lists_every_key_with_its_default(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train_dpo.main(["--config", str(config_file), "--help"]) == 0
+    text = capsys.readouterr().out
+    for key in ("risk_test.lambda = 0.1", "beta_update.alpha = 0.005", "engine.head_chunk = 256"):
+        assert key in text
+
+
+MISTAKES = {
+    "unknown key": (["dpo_training.learnin_rate=1"], "did you mean dpo_training.learning_rate"),
+    "out of range": (["risk_test.delta=1.2"], "risk_test.delta must lie in (0, 1), got 1.2"),
+    "negative beta": (["beta_update.beta_0=-1"], "beta_update.beta_0"),
+    "beta bounds": (["beta_update.beta_min=0.5"], "beta_update.beta_min"),
+    "no such data": (["dataset.dataset_name=./nowhere.jsonl"], "nowhere.jsonl"),
+    "no data named": (["dataset.dataset_name=null"], "dataset.dataset_name is required"),
+    "no such model": (["policy_name=./nowhere"], "nowhere"),
+    "no such package": (["policy_name=package:not_there"], "not_there"),
+    "no such gguf": (["policy_name=./weights.gguf"], "weights.gguf"),
+    "no GPU": (["precision=bf16"], "CUDA"),
+    "no GPU for 4 bits": (["peft.load_in_4bit=true"], "CUDA"),
+    "no checkpoint": (["dpo_training.resume=./checkpoint-9"], "checkpoint-9"),
+    "shared layout refused": (
+        ["engine.layout=shared", "engine.attn_implementation=flex_attention"],
+        "block mask",
+    ),
+    "all too long": (["dataset.max_len=2"], "prompt_fills_max_length"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_users_mistake_is_one_message_and_exit_code_2(
+    case: str, config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides, expected = MISTAKES[case]
+    if case == "no GPU" and torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    assert train_dpo.main(["--config", str(config_file), *overrides]) == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert "Traceback" not in error
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+
+
+def test_missing_config_and_missing_file_are_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train_dpo.main([]) == 2
+    assert train_dpo.main(["--config", "nowhere.yaml"]) == 2
+    assert "nowhere.yaml" in capsys.readouterr().err
+
+
+def test_output_folder_that_is_a_file_or_taken_is_refused(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").write_text("mine")
+    assert train_dpo.main(["--config", str(config_file)]) == 2
+    assert "is a file" in capsys.readouterr().err
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "thesis.txt").write_text("mine")
+    assert train_dpo.main(["--config", str(config_file), f"dpo_training.save_dir={taken}"]) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert (
+        train_dpo.main(
+            ["--config", str(config_file), f"dpo_training.save_dir={taken}", "dpo_training.resume=true"]
+        )
+        == 2
+    )
+    assert [path.name for path in taken.iterdir()] == ["thesis.txt"]
+
+
+def test_half_broken_rows_are_quarantined_by_reason_and_named(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = hh_rows(30)
+    bad: list[Any] = [
+        {"chosen": 7, "rejected": "\n\nHuman: w1\n\nAssistant: w2"},
+        {"chosen": "\n\nHuman: w1\n\nAssistant: w2", "rejected": "\n\nHuman: w9\n\nAssistant: w3"},
+        {"chosen": "\n\nHuman: w1\n\nAssistant: ", "rejected": "\n\nHuman: w1\n\nAssistant: w3"},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        "".join(json.dumps(row) + "\n" for row in [*good, *bad]) + "{half a line", encoding="utf-8"
+    )
+    base = ["--config", str(config_file), f"dataset.dataset_name={path}"]
+    assert train_dpo.main(base) == 2
+    assert "quarantine_max_share" in capsys.readouterr().err
+    assert train_dpo.main([*base, "dataset.quarantine_max_share=0.5"]) == 0
+    reasons = [
+        json.loads(line)["reason"]
+        for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()
+    ]
+    assert len(reasons) == 4
+    assert len(set(reasons)) == 4
+
+
+def test_policy_and_reference_with_other_tokenizers_are_refused(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    tiny_gpt2().save_pretrained(other)
+    tokenizer = word_tokenizer()
+    tokenizer.add_tokens(["another"])
+    tokenizer.save_pretrained(other)
+    assert train_dpo.main(["--config", str(config_file), f"ref_name={other}"]) == 2
+    assert "different tokenizers" in capsys.readouterr().err
+
+
+def test_a_reference_of_its_own_is_scored_and_let_go(config_file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    tiny_llama(seed=3).save_pretrained(other)
+    word_tokenizer().save_pretrained(other)
+    assert train_dpo.main(["--config", str(config_file), f"ref_name={other}"]) == 0
+    lines = controller_lines(tmp_path / "run")
+    assert summary_of(tmp_path / "run")["reference_computed"] == NUM_ROWS
+    margins = json.loads(
+        (tmp_path / "run" / "logs" / "margins" / "margins.jsonl").read_text().splitlines()[0]
+    )
+    assert abs(margins["mean"]) > 0.01  # Not the policy's own start: margins are not zero at step 1.
+    assert len(lines) == 8
+
+
+def test_evaluate_names_a_misspelt_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "evaluation.yaml"
+    path.write_text("models: {base: gpt2}\n")
+    assert evaluate.main(["--config", str(path), "generation.tempratur=1"]) == 2
+    assert "generation.temperature" in capsys.readouterr().err
+    assert evaluate.main(["--help"]) == 0
+
+
+def test_umbrella_knows_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert umbrella.main([]) == 0
+    assert "train-dpo" in capsys.readouterr().out
+    assert umbrella.main(["--version"]) == 0
+    assert capsys.readouterr().out == "dynamic-dpo 0.2.0\n"
+    assert umbrella.main(["fly"]) == 2
+    assert umbrella.main(["train-dpo", "--help"]) == 0
+
+
+def test_fingerprint_follows_the_weights(model_folder: Path, tmp_path: Path) -> None:
+    ours = file_fingerprint(resolve_model(str(model_folder)))
+    other = tmp_path / "other"
+    tiny_llama(seed=1).save_pretrained(other)
+    assert ours != file_fingerprint(resolve_model(str(other)))
+    assert weights_fingerprint(tiny_llama()) == weights_fingerprint(tiny_llama())
+    assert weights_fingerprint(tiny_llama()) != weights_fingerprint(tiny_llama(seed=1))
+
+
+def test_metrics_reach_tensorboard_where_asked(config_file: Path, tmp_path: Path) -> None:
+    assert train_dpo.main(["--config", str(config_file), "dpo_training.report=tensorboard"]) == 0
+    events = list((tmp_path / "run").rglob("events.out.tfevents.*"))
+    assert len(events) == 1
+    assert b"rewards/margins" in events[0].read_bytes()
+
+
+def test_a_tracker_that_is_not_installed_is_named(
+    config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None)
+    from dynamic_dpo.cli.build_training import trackers
+    from dynamic_dpo.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=r"pip install 'dynamic-dpo\[wandb\]'"):
+        trackers(["wandb"])
+    assert trackers("none") == []
+
+
+def test_missing_eos_and_missing_template_are_mistakes_that_say_what_to_do(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = tmp_path / "bare"
+    tiny_llama().save_pretrained(bare)
+    tokenizer = word_tokenizer()
+    tokenizer.eos_token = None
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(bare)
+    assert train_dpo.main(["--config", str(config_file), f"policy_name={bare}"]) == 2
+    assert "eos" in capsys.readouterr().err
+    assert (
+        train_dpo.main(["--config", str(config_file), f"policy_name={bare}", "dataset.chat_template=true"])
+        == 2
+    )
+    assert "chat_template" in capsys.readouterr().err
+
+
+def test_turns_of_100_000_characters_are_cut_not_fatal(config_file: Path, tmp_path: Path) -> None:
+    rows = hh_rows(20)
+    for row in rows[:3]:
+        row["chosen"] += " w7" * 33_000
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    arguments = [f"dataset.dataset_name={path}", "dataset.max_len=32", "dpo_training.max_steps=1"]
+    assert train_dpo.main(["--config", str(config_file), *arguments]) == 0
+    assert summary_of(tmp_path / "run")["reference_computed"] == 20
+
+
+def test_no_reference_is_scored_for_a_validation_set_that_is_never_looked_at(
+    config_file: Path, tmp_path: Path
+) -> None:
+    assert train_dpo.main(["--config", str(config_file), "dpo_training.eval_steps=null"]) == 0
+    report = json.loads((tmp_path / "run" / "data_report.json").read_text())
+    assert 0 < summary_of(tmp_path / "run")["reference_computed"] < NUM_ROWS, report
+
+
+def test_report_is_written_from_the_folder_of_a_run(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_dpo.main(["--config", str(config_file)]) == 0
+    capsys.readouterr()
+    assert umbrella.main(["report", str(tmp_path / "run"), "--title", "A tiny run"]) == 0
+    page = Path(capsys.readouterr().out.strip().splitlines()[-1])
+    assert "A tiny run" in page.read_text(encoding="utf-8")
+    assert umbrella.main(["report", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_adapter_alone_is_saved_and_checked(config_file: Path, tmp_path: Path) -> None:
+    assert train_dpo.main(["--config", str(config_file), "peft.r=2", "peft.lora_alpha=4"]) == 0
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert "adapter_model.safetensors" in names
+    assert "model.safetensors" not in names

@@ -1,0 +1,71 @@
+"""From a file's settings to the method of a run, through the table alone."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dynamic_dpo.cli.build_training import build_method
+from dynamic_dpo.config import get_training_config
+from dynamic_dpo.methods import IPO, METHODS, BuildContext, PreferenceMethod, Risk, RiskConfig, Schedule
+
+ARGS = SimpleNamespace(per_device_train_batch_size=4, gradient_accumulation_steps=2, world_size=2)
+
+
+def built(**sections: Any) -> PreferenceMethod:
+    return build_method(get_training_config({"policy_name": "m", **sections}), ARGS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_built_by_its_name_with_the_runs_beta(name: str) -> None:
+    method = built(method={"name": name}, beta_update={"beta_0": 0.3})
+    assert type(method) is METHODS[name]
+    # The authors' own where theirs is of another size.
+    assert method.beta == {"simpo": 2.0, "epsilon_dpo": 0.01}.get(name, 0.3)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].Settings and name != "schedule"])
+def test_a_methods_own_beta_goes_before_the_runs(name: str) -> None:
+    assert built(method={"name": name}, **{name: {"beta": 0.7}}).beta == 0.7
+    assert built(method={"name": name}, beta_update={"beta_0": 0.3}, **{name: {"beta": None}}).beta == 0.3
+
+
+def test_every_key_of_a_section_reaches_the_method() -> None:
+    given = {"beta": 0.2, "gain": 0.5, "keep_share": 0.7, "momentum": 0.8, "seed": 3}
+    method: Any = built(method={"name": "beta_dpo", "scope": "step"}, beta_dpo=given)
+    assert vars(method.config) == given
+    assert method.scope == "step"
+    assert built(method={"name": "alpha_dpo", "scope": "step"}).scope == "step"
+    assert built(method={"name": "epsilon_dpo"}).scope == "step"
+
+
+@pytest.mark.parametrize(("name", "kind"), [("risk", Risk), ("schedule", Schedule)])
+@pytest.mark.parametrize("loss", [name for name in METHODS if not METHODS[name].why_not_steered])
+def test_a_controller_is_built_around_the_loss_it_steers(name: str, kind: type, loss: str) -> None:
+    method: Any = built(method={"name": name, "loss": loss}, beta_update={"beta_0": 0.3})
+    assert type(method) is kind
+    assert type(method.loss) is METHODS[loss]
+    assert method.needs == method.loss.needs
+    assert method.beta == method.loss.beta == 0.3
+
+
+def test_a_steered_losss_settings_reach_it() -> None:
+    method: Any = built(method={"loss": "ipo"}, ipo={"length_normalised": False})
+    assert isinstance(method.loss, IPO)
+    assert not method.loss.config.length_normalised
+    smoothed: Any = built(dpo={"label_smoothing": 0.2})
+    assert smoothed.loss.config.label_smoothing == 0.2
+
+
+def test_a_controller_is_sized_for_its_batches() -> None:
+    assert built(method={"scope": "micro"}).pairs_per_update == 8  # type: ignore[attr-defined]
+    assert built(method={"scope": "step"}).pairs_per_update == 16  # type: ignore[attr-defined]
+
+
+def test_a_method_without_settings_is_built_without_them() -> None:
+    class Bare(PreferenceMethod):
+        name = "bare"
+
+    assert isinstance(Bare.build(BuildContext({}, RiskConfig(), lambda scope: 1)), Bare)

@@ -1,0 +1,359 @@
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dynamic_dpo.errors import DataError
+from dynamic_dpo.runs.page import Sample, write_run_report
+from dynamic_dpo.runs.plots import draw_plots
+from dynamic_dpo.runs.record import read_run
+
+NUM_UPDATES, NUM_WARMUP = 12, 4
+PNG_START = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(autouse=True)
+def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw few pixels: what the pictures show does not depend on it, and the time does."""
+    monkeypatch.setattr("dynamic_dpo.runs.plots.DPI", 30)
+
+
+def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def make_run(folder: Path, *, method: str = "risk") -> Path:
+    """A run's folder: margins grow, beta leaves 0.1 for 0.18 after the warm-up."""
+    folder.mkdir(parents=True)
+    updates = range(1, NUM_UPDATES + 1)
+    write_lines(
+        folder / "logs/margins/margins.jsonl",
+        [{"step": u, "p10": u / 10 - 1, "median": u / 10, "p90": u / 10 + 1} for u in updates],
+    )
+    if method != "dpo":
+        write_lines(folder / "logs/margins/controller.jsonl", [reading(update) for update in updates])
+    history: list[dict[str, Any]] = [
+        {"step": u, "loss": 0.69 - u / 100, "rewards/accuracies": 0.5 + u / 50} for u in updates
+    ]
+    history.append({"step": NUM_UPDATES, "eval_loss": 0.625, "eval_rewards/accuracies": 0.75})
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    summary = {
+        "method": {"name": method, "mode": "exact", "scope": "step"},
+        "pairs_per_second": 1.25,
+        "optimizer_steps": NUM_UPDATES,
+        "pairs_seen": 1536,
+        "reference_computed": 100,
+        "reference_reused": 300,
+        "peak_memory_bytes": 3 * 2**30,
+        "beta_final": 0.18,
+        "wall_seconds": 331.2,
+        "versions": {"torch": "2.13.0"},
+        "config_hash": "c0ffee",
+    }
+    (folder / "run_summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def reading(update: int) -> dict[str, Any]:
+    if update <= NUM_WARMUP:
+        return {"step": update, "update": update, "beta": 0.1, "warmup": True, "tau": None, "delta": 0.1}
+    return {
+        "step": update,
+        "update": update,
+        "beta": 0.1 + 0.01 * (update - NUM_WARMUP),
+        "warmup": False,
+        "tau": 1.5,
+        "p_hat": 0.25 if update % 2 else 0.0,
+        "delta": 0.1,
+    }
+
+
+class Page(HTMLParser):
+    """What a browser would see: tags, attributes, text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.words: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def test_a_whole_run_gives_a_page_and_a_picture_of_each_kind(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    path = write_run_report(run)
+    assert path == run / "report.html"
+    pictures = sorted((run / "plots").iterdir())
+    assert [picture.name for picture in pictures] == [
+        *["accuracies.png", "beta.png", "loss.png", "margins.png", "p_hat.png"]
+    ]
+    assert all(picture.read_bytes().startswith(PNG_START) for picture in pictures)
+    page = Page(path)
+    assert page.open == []
+    inside = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
+    decoded = [base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in inside]
+    assert sorted(decoded) == sorted(picture.read_bytes() for picture in pictures)
+
+
+def test_the_page_shows_the_runs_key_figures(tmp_path: Path) -> None:
+    text = Page(write_run_report(make_run(tmp_path / "run"))).text
+    for words in (
+        "Run run",
+        "method risk, mode exact, scope step",
+        "Final beta 0.18",
+        "Median margin, last batch +1.20 nats",
+        "Pairs seen 1,536",
+        "Optimizer steps 12",
+        "Training speed 1.25 pairs/s",
+        "Peak memory 3.0 GiB",
+        "Reference pairs reused 75 %",
+        "Wall time 5 min 31 s",
+        "config_hash c0ffee",
+        "versions: torch 2.13.0",
+    ):
+        assert words in text
+
+
+def test_each_picture_is_explained_in_its_own_numbers(tmp_path: Path) -> None:
+    plots = {plot.name: plot for plot in draw_plots(read_run(make_run(tmp_path / "run")))}
+    assert list(plots) == ["beta", "margins", "p_hat", "loss", "accuracies"]
+    assert "began at 0.1 and rose to 0.18" in plots["beta"].caption
+    assert "4 updates of warm-up" in plots["beta"].caption
+    assert "from 0.1 to 1.2 nats" in plots["margins"].caption
+    # Updates 5 to 12 alternate between .25 and 0: the mean is .125.
+    assert "0.125 on average, where 0.1 is tolerated" in plots["p_hat"].caption
+    assert "from 0.680 to 0.570" in plots["loss"].caption
+    assert "held-out pairs it ended at 0.625" in plots["loss"].caption
+    assert "0.52 at first, 0.74 at the end" in plots["accuracies"].caption
+
+
+def test_a_fixed_beta_has_no_controller_and_a_page_all_the_same(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", method="dpo")
+    text = Page(write_run_report(run)).text
+    assert sorted(picture.stem for picture in (run / "plots").iterdir()) == ["accuracies", "loss", "margins"]
+    assert "method dpo" in text
+    assert "threshold" not in text
+
+
+def test_a_run_that_never_left_the_warm_up_has_no_threshold_to_show(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    write_lines(run / "logs/margins/controller.jsonl", [reading(update) for update in range(1, 5)])
+    captions = {plot.name: plot.caption for plot in draw_plots(read_run(run))}
+    assert "stayed at 0.1" in captions["beta"]
+    assert "threshold" not in captions["margins"]
+    assert "p_hat" not in captions
+
+
+@pytest.mark.parametrize(
+    "kept",
+    ["run_summary.json", "trainer_state.json", "logs/margins/margins.jsonl", "logs/margins/controller.jsonl"],
+)
+def test_any_one_of_a_runs_files_is_enough(tmp_path: Path, kept: str) -> None:
+    run = make_run(tmp_path / "run")
+    for path in [*run.glob("*.json"), *run.glob("logs/margins/*.jsonl")]:
+        if path.relative_to(run).as_posix() != kept:
+            path.unlink()
+    page = Page(write_run_report(run))
+    assert page.open == []
+    assert ("interrupted" in page.text) is (kept != "run_summary.json")
+
+
+def test_the_state_of_the_last_checkpoint_stands_in_for_the_runs_own(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    state = (run / "trainer_state.json").read_text()
+    (run / "trainer_state.json").unlink()
+    for number, text in ((9, '{"log_history": []}'), (10, state)):
+        (run / f"checkpoint-{number}").mkdir()
+        (run / f"checkpoint-{number}" / "trainer_state.json").write_text(text)
+    assert len(read_run(run).history) == NUM_UPDATES + 1
+
+
+def test_a_log_named_by_the_summary_is_read_where_it_lies(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    elsewhere = tmp_path / "elsewhere.jsonl"
+    write_lines(elsewhere, [{"step": 1, "median": 5.0}])
+    summary = json.loads((run / "run_summary.json").read_text())
+    (run / "run_summary.json").write_text(json.dumps({**summary, "margins_path": str(elsewhere)}))
+    assert read_run(run).series("margins", "median") == [5.0]
+    elsewhere.unlink()
+    assert len(read_run(run).margins) == NUM_UPDATES
+
+
+def test_samples_stand_side_by_side_with_their_scores(tmp_path: Path) -> None:
+    samples = [Sample("A ramen bar?", "Bad.", "Wonderful!", -0.5, 0.75), Sample("A film?", "", "Fine.")]
+    text = Page(write_run_report(make_run(tmp_path / "run"), samples=samples)).text
+    assert "A ramen bar? Before -0.50 Bad. After +0.75 Wonderful!" in text
+    assert "A film? Before nothing After Fine." in text
+
+
+def test_a_given_table_comes_before_the_runs_own_figures(tmp_path: Path) -> None:
+    table = {"Mean sentiment": "0.36 to 0.58", "KL": 1.23456, "Prompts": 32, "Judge": None}
+    text = Page(write_run_report(make_run(tmp_path / "run"), table=table, title="Quickstart")).text
+    assert "Quickstart" in text
+    assert "Key figures Mean sentiment 0.36 to 0.58 KL 1.23 Prompts 32 Judge – Final beta 0.18" in text
+
+
+HOSTILE = (
+    "</title></style><script>alert(1)</script><img src=x onerror=alert(2)>\" onload='alert(3)' $body &amp;"
+)
+
+
+def test_nothing_that_a_model_or_user_wrote_becomes_markup(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    summary = json.loads((run / "run_summary.json").read_text())
+    summary |= {"method": {"name": HOSTILE, HOSTILE: HOSTILE}, "versions": {HOSTILE: HOSTILE}}
+    (run / "run_summary.json").write_text(json.dumps(summary))
+    plain = Page(
+        write_run_report(make_run(tmp_path / "plain"), samples=[Sample("p", "b", "a")], table={"t": "v"})
+    )
+    page = Page(
+        write_run_report(
+            run, samples=[Sample(HOSTILE, HOSTILE, HOSTILE)], title=HOSTILE, table={HOSTILE: HOSTILE}
+        )
+    )
+    assert "script" not in page.tags
+    assert page.tags.count("img") == plain.tags.count("img")
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    # title, heading, subtitle, two of the table, three of the sample, details: two of each of two rows
+    assert page.text.count("alert(1)") >= 8
+    assert page.open == []
+
+
+def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
+    path = write_run_report(make_run(tmp_path / "run"), samples=[Sample("p", "b", "a")])
+    page = Page(path)
+    assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
+    addresses = [value for _, name, value in page.attributes if name in ("src", "href", "srcset", "action")]
+    assert all(address.startswith("data:image/png;base64,") for address in addresses)
+    source = path.read_text()
+    assert not re.search(r"url\(|@import|https?://", source)
+    assert "default-src 'none'" in source
+
+
+def test_the_page_can_be_read_by_a_screen_reader(tmp_path: Path) -> None:
+    page = Page(write_run_report(make_run(tmp_path / "run"), samples=[Sample("p", "b", "a")]))
+    assert ("html", "lang", "en") in page.attributes
+    alternatives = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")]
+    assert len(alternatives) == page.tags.count("img") == 5
+    assert all(len(text) > 40 for text in alternatives)
+    levels = [int(tag[1]) for tag in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    named = {value for _, name, value in page.attributes if name == "aria-labelledby"}
+    assert named == {value for _, name, value in page.attributes if name == "id"} != set()
+
+
+def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    first = write_run_report(run).read_bytes()
+    assert write_run_report(run).read_bytes() == first
+
+
+def test_the_page_can_be_written_elsewhere(tmp_path: Path) -> None:
+    path = write_run_report(make_run(tmp_path / "run"), out=tmp_path / "pages" / "one.html")
+    assert path == tmp_path / "pages" / "one.html"
+    assert path.exists()
+
+
+def test_numbers_that_are_not_numbers_leave_gaps_and_no_fault(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "logs/margins/margins.jsonl").write_text(
+        '{"step": 1, "p10": NaN, "median": NaN, "p90": NaN}\n'
+        '{"step": 2, "p10": null, "median": 0.5, "p90": Infinity}\n'
+    )
+    (run / "run_summary.json").write_text('{"method": null, "pairs_per_second": null, "beta_final": "high"}')
+    record = read_run(run)
+    assert math.isnan(record.series("margins", "median")[0])
+    text = Page(write_run_report(run)).text
+    assert "Median margin, last batch +0.50 nats" in text
+    assert "Training speed" not in text
+    assert "nan" not in text
+
+
+def test_half_a_last_line_of_a_killed_run_is_left_out(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    with (run / "logs/margins/controller.jsonl").open("a") as file:
+        file.write('{"step": 13, "upd')
+    assert len(read_run(run).controller) == NUM_UPDATES
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("run_summary.json", "{", r"run_summary\.json is not JSON"),
+        ("run_summary.json", "[]", "must hold a JSON object, got list"),
+        ("trainer_state.json", '{"log_history": 3}', "log_history.*must be a list, got int"),
+        ("logs/margins/margins.jsonl", "{}\nhalf\n{}\n", r"margins\.jsonl line 2 is not JSON"),
+        ("logs/margins/margins.jsonl", "[1]\n{}\n", r"margins\.jsonl line 1 must hold a JSON object"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+    run = make_run(tmp_path / "run")
+    (run / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        write_run_report(run)
+
+
+def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no run")
+    with pytest.raises(DataError, match=r"holds no training run.*give the save_dir"):
+        write_run_report(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is not a folder"):
+        write_run_report(tmp_path / "nowhere")
+
+
+def test_a_folder_as_output_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="it is a folder; name a file in it"):
+        write_run_report(make_run(tmp_path / "run"), out=tmp_path)
+
+
+def test_matplotlib_is_imported_only_to_draw_and_pyplot_never(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from dynamic_dpo.eval import write_run_report\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        f"write_run_report({str(make_run(tmp_path / 'run'))!r})\n"
+        "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stderr == ""
+
+
+def test_other_pages_are_led_to_by_a_path_that_moves_with_the_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    page = write_run_report(run, links={"Wins & losses": run / "evaluation" / "a report.html"})
+    assert '<a href="evaluation/a%20report.html">Wins &amp; losses</a>' in page.read_text(encoding="utf-8")
