@@ -30,7 +30,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the file of an evaluation that has run, judged without a server; its results lie in ``out``."""
     folder = tmp_path_factory.mktemp("evaluation")
     rows = write_hh_rows(folder / "harmless-base.jsonl", 9)
-    judge = {"kind": "function", "function": "test_cli_export:length"}
+    judge = {"kind": "function", "function": "test_export:length"}
     config = write_config(folder / "out", save_models(folder), rows, "x")
     settings = json.loads(config.read_text())
     config.write_text(json.dumps(settings | {"judge": judge}))

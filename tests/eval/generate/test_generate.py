@@ -377,23 +377,23 @@ def test_generate_is_found_and_called_both_ways() -> None:
     code = (
         "import dynamic_dpo.eval, inspect, sys\n"
         "assert 'torch' not in sys.modules\n"
-        "names = list(inspect.signature(dynamic_dpo.eval.generate.batched).parameters)\n"
+        "names = list(inspect.signature(dynamic_dpo.eval.generate).parameters)\n"
         "assert names[:3] == ['model', 'tokenizer', 'prompts']\n"
         "from dynamic_dpo.eval import generate\n"
-        "assert callable(generate) and generate is dynamic_dpo.eval.generate.batched\n"
-        "from dynamic_dpo.eval.generate.batched import generate as function\n"
+        "assert callable(generate) and generate is dynamic_dpo.eval.generate\n"
+        "from dynamic_dpo.eval.generate import generate as function\n"
         "assert inspect.isfunction(function) and generate.generate is function\n"
-        "import dynamic_dpo.eval.generate.batched as module\n"
+        "import dynamic_dpo.eval.generate as module\n"
         "assert module is generate, module\n"
         "print(repr(module))\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.stderr == ""
-    assert result.stdout == "<callable module 'dynamic_dpo.eval.generate.batched'>\n"
+    assert result.stdout == "<callable module 'dynamic_dpo.eval.generate'>\n"
 
 
 def test_a_called_module_does_what_its_function_does() -> None:
-    module: Any = importlib.import_module("dynamic_dpo.eval.generate.batched")
+    module: Any = importlib.import_module("dynamic_dpo.eval.generate")
     model, tokenizer = make_model(), make_tokenizer()
     assert module(model, tokenizer, ["w1"], max_new_tokens=3) == generate(
         model, tokenizer, ["w1"], max_new_tokens=3
