@@ -13,7 +13,7 @@ from places import SOURCE
 # The trainer with what it mixes in, and the engine: neither knows which methods there are.
 METHODLESS = [
     *(SOURCE / "trainers" / f"{name}.py" for name in ("preference_trainer", "referenced_data", "whole_step")),
-    *(SOURCE / "trainers" / "checkpoints").glob("*.py"),
+    SOURCE / "trainers" / "checkpoints" / "resuming.py",
     *(SOURCE / "engine").glob("*.py"),
 ]
 

@@ -97,7 +97,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "generate":
         # The package is the function as well; importing it binds it here, for good.
-        return import_module("dynamic_dpo.eval.generate.batched")
+        return import_module("dynamic_dpo.eval.generate")
     if name in _HOME:
         return getattr(import_module(f"dynamic_dpo.{_HOME[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
