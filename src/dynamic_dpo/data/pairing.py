@@ -6,15 +6,12 @@ Recognises the shapes in which preference data is published and gives prompt, ch
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple
 
 from dynamic_dpo.data import hh_text
 from dynamic_dpo.data.quarantine import BadRow
 from dynamic_dpo.utils.templates import parse_hh_to_messages
-
-KINDS: Final = ("hh", "rollouts", "messages", "text", "token_ids")
-"""The shapes of rows: HH transcripts, judged rollouts, conversations, plain text, already tokenised."""
 
 TOKEN_FIELDS: Final = ("prompt_ids", "chosen_ids", "rejected_ids")
 
@@ -33,6 +30,20 @@ class Pair(NamedTuple):
     rejected: Any
 
 
+class RowKind(NamedTuple):
+    """A shape in which preference data is published.
+
+    Attributes:
+        parts: What prompt and answers are once read: ``text``, ``messages`` or ``token_ids``.
+        recognises: Whether a row looks like this kind; asked in the order of `ROW_KINDS`.
+        read: From a row, and whether its prompt must be given rather than found, to the pair; raises ``BadRow``.
+    """
+
+    parts: Literal["text", "messages", "token_ids"]
+    recognises: Callable[[Mapping[str, Any]], bool]
+    read: Callable[[Mapping[str, Any], bool], Pair]
+
+
 def detect_kind(row: object) -> str | None:
     """Return which of ``KINDS`` a row looks like, or None.
 
@@ -42,16 +53,7 @@ def detect_kind(row: object) -> str | None:
     """
     if not isinstance(row, Mapping):
         return None
-    if row.get("prompt_ids") is not None:
-        return "token_ids"
-    if row.get("prompt_messages") is not None:
-        return "rollouts"
-    if isinstance(row.get("prompt"), list) or isinstance(row.get("chosen"), list):
-        return "messages"
-    chosen = row.get("chosen")
-    if not isinstance(chosen, str):
-        return None
-    return "hh" if hh_text.looks_like_hh(chosen) else "text"
+    return next((name for name, kind in ROW_KINDS.items() if kind.recognises(row)), None)
 
 
 def read_pair(row: object, kind: str, *, as_messages: bool = False) -> Pair:
@@ -74,17 +76,8 @@ def read_pair(row: object, kind: str, *, as_messages: bool = False) -> Pair:
     """
     if not isinstance(row, Mapping):
         raise BadRow("not_an_object", row)
-    if kind == "token_ids":
-        pair = Pair(*(_token_ids(row, field) for field in TOKEN_FIELDS))
-    elif kind == "rollouts":
-        pair = _answers_to(read_messages(required(row, "prompt_messages")), row)
-    elif kind == "messages":
-        pair = _conversation(row)
-    elif kind == "hh":
-        pair = _hh(row)
-    else:
-        pair = _text(row, prompt_required=as_messages)
-    if as_messages and kind in ("hh", "text"):
+    pair = ROW_KINDS[kind].read(row, as_messages)
+    if as_messages and ROW_KINDS[kind].parts == "text":
         pair = _to_messages(pair)
     _check(pair, row)
     return pair
@@ -144,7 +137,7 @@ def answer_messages(prompt: list[Message], value: Any) -> list[Message]:
     return messages[len(prompt) :] if messages[: len(prompt)] == prompt else messages
 
 
-def _hh(row: Mapping[str, Any]) -> Pair:
+def _hh(row: Mapping[str, Any], prompt_required: bool) -> Pair:
     chosen_text, rejected_text = text_field(row, "chosen"), text_field(row, "rejected")
     if hh_text.ASSISTANT_TAG not in chosen_text.replace("\r\n", "\n"):
         raise BadRow("no_assistant_turn", chosen_text)
@@ -157,7 +150,7 @@ def _hh(row: Mapping[str, Any]) -> Pair:
     return Pair(prompt, chosen, rejected)
 
 
-def _text(row: Mapping[str, Any], *, prompt_required: bool) -> Pair:
+def _text(row: Mapping[str, Any], prompt_required: bool) -> Pair:
     chosen, rejected = text_field(row, "chosen"), text_field(row, "rejected")
     if prompt_required or row.get("prompt") is not None:
         return Pair(text_field(row, "prompt"), chosen, rejected)
@@ -172,7 +165,7 @@ def _text(row: Mapping[str, Any], *, prompt_required: bool) -> Pair:
     return Pair(prompt, chosen[len(prompt) :], rejected[len(prompt) :])
 
 
-def _conversation(row: Mapping[str, Any]) -> Pair:
+def _conversation(row: Mapping[str, Any], prompt_required: bool) -> Pair:
     prompt = row.get("prompt")
     if isinstance(prompt, list):
         return _answers_to(read_messages(prompt), row)
@@ -186,6 +179,14 @@ def _conversation(row: Mapping[str, Any]) -> Pair:
     if not end:
         raise BadRow("no_common_prompt", row)
     return Pair(chosen[:end], chosen[end:], rejected[end:])
+
+
+def _rollout(row: Mapping[str, Any], prompt_required: bool) -> Pair:
+    return _answers_to(read_messages(required(row, "prompt_messages")), row)
+
+
+def _tokens(row: Mapping[str, Any], prompt_required: bool) -> Pair:
+    return Pair(*(_token_ids(row, field) for field in TOKEN_FIELDS))
 
 
 def _answers_to(prompt: list[Message], row: Mapping[str, Any]) -> Pair:
@@ -248,3 +249,24 @@ def _token_ids(row: Mapping[str, Any], field: str) -> list[int]:
     if not all(type(token) is int and 0 <= token < 2**31 for token in value):
         raise BadRow("bad_token_ids", f"{field}: {value!r}")
     return list(value)
+
+
+def _has_conversations(row: Mapping[str, Any]) -> bool:
+    return isinstance(row.get("prompt"), list) or isinstance(row.get("chosen"), list)
+
+
+def _is_transcript(row: Mapping[str, Any]) -> bool:
+    return isinstance(row.get("chosen"), str) and hh_text.looks_like_hh(row["chosen"])
+
+
+# A new format is a line here with its two functions; the first that recognises a row has it.
+ROW_KINDS: Final[dict[str, RowKind]] = {
+    "token_ids": RowKind("token_ids", lambda row: row.get("prompt_ids") is not None, _tokens),
+    "rollouts": RowKind("messages", lambda row: row.get("prompt_messages") is not None, _rollout),
+    "messages": RowKind("messages", _has_conversations, _conversation),
+    "hh": RowKind("text", _is_transcript, _hh),
+    "text": RowKind("text", lambda row: isinstance(row.get("chosen"), str), _text),
+}
+
+KINDS: Final = tuple(ROW_KINDS)
+"""The shapes of rows: already tokenised, judged rollouts, conversations, HH transcripts, plain text."""

@@ -23,7 +23,7 @@ from dynamic_dpo.data.arrow import (
     map_tables,
     move_bad_rows,
 )
-from dynamic_dpo.data.pairing import KINDS, TOKEN_FIELDS, detect_kind, read_pair
+from dynamic_dpo.data.pairing import ROW_KINDS, TOKEN_FIELDS, Pair, detect_kind, read_pair
 from dynamic_dpo.data.quarantine import BadRow, Quarantine
 from dynamic_dpo.errors import DataError
 
@@ -84,8 +84,9 @@ def to_preference_pairs(
     quarantine = quarantine if quarantine is not None else Quarantine()
     num_before = len(quarantine)
     kind = detect_dataset_kind(dataset) if kind == "auto" else kind
-    if kind not in KINDS:
-        raise DataError(f"kind of rows {kind!r} is unknown: expected 'auto', {', '.join(map(repr, KINDS))}")
+    if kind not in ROW_KINDS:
+        known = ", ".join(map(repr, ROW_KINDS))
+        raise DataError(f"kind of rows {kind!r} is unknown: expected 'auto', {known}")
     reader = _PairReader(kind, as_messages=chat_template)
     pairs = map_tables(
         dataset, reader, features=reader.features, desc="Reading preference pairs", num_proc=num_proc
@@ -129,13 +130,11 @@ class _PairReader:
 
     def __init__(self, kind: str, *, as_messages: bool) -> None:
         self.kind = kind
-        self.as_messages = as_messages and kind in ("hh", "text")
-        if kind == "token_ids":
-            part, names = TOKENS, TOKEN_FIELDS
-        else:
-            part = MESSAGES if self.as_messages or kind in ("messages", "rollouts") else TEXT
-            names = ("prompt", "chosen", "rejected")
-        columns = dict.fromkeys(names, part)
+        parts = ROW_KINDS[kind].parts
+        self.as_messages = as_messages and parts == "text"
+        names = TOKEN_FIELDS if parts == "token_ids" else Pair._fields
+        column = {"text": TEXT, "messages": MESSAGES, "token_ids": TOKENS}
+        columns = dict.fromkeys(names, column["messages" if self.as_messages else parts])
         self.features = Features({**columns, "row": Value("int64"), **PROBLEM_FEATURES})
 
     def __call__(self, table: pa.Table, indices: list[int]) -> pa.Table:

@@ -65,7 +65,8 @@ def _chosen(row: Mapping[str, Any]) -> Example:
         if hh_text.has_blank_prompt(prompt):
             raise BadRow("empty_prompt", row)
         return _checked(prompt, response, row)
-    if kind in ("rollouts", "messages") or isinstance(row.get("prompt"), str):
+    gives_messages = kind is not None and pairing.ROW_KINDS[kind].parts == "messages"
+    if gives_messages or isinstance(row.get("prompt"), str):
         return _answered(row, "chosen")
     pair = pairing.read_pair(row, "text")
     return Example(pair.prompt, pair.chosen)
