@@ -29,10 +29,11 @@ from transformers import (
 from dynamic_dpo.engine.capability import detect_capability, inference, largest_excess, reason_against_sharing
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.rows import PairBatch, plain_rows, shared_rows
-from dynamic_dpo.engine.score import attention_mask, causal_lm, completion_lengths, install_pair_scoring
+from dynamic_dpo.engine.score import attention_mask, completion_lengths, install_pair_scoring
 from dynamic_dpo.engine.scorer import PairScorer
 from dynamic_dpo.errors import ConfigError, ModelError
 from dynamic_dpo.loss import compute_log_prob
+from dynamic_dpo.models.causal_lm import causal_lm
 from tiny import VOCAB, random_pairs, tiny_gpt2, tiny_llama, tiny_qwen2
 
 SHARING: dict[str, Callable[..., Any]] = {"llama": tiny_llama, "qwen2": tiny_qwen2, "gpt2": tiny_gpt2}

@@ -189,17 +189,3 @@ def risk_settings(config: TrainingConfig) -> RiskConfig:
         monitor_rate=config.monitor.rate,
         monitor_threshold=config.monitor.threshold,
     )
-
-
-def check_tokenizers_agree(policy: ModelSource, tokenizer: Any, reference: ModelSource) -> None:
-    """Raise `ModelError` where policy and reference would read the same text as other tokens."""
-    from dynamic_dpo.models.sources import load_tokenizer
-
-    ours, theirs = tokenizer.get_vocab(), load_tokenizer(reference).get_vocab()
-    if ours != theirs:
-        differing = sum(theirs.get(token) != number for token, number in ours.items())
-        raise ModelError(
-            f"policy {policy.name!r} and reference {reference.name!r} have different tokenizers ({differing} of "
-            f"{len(ours)} tokens differ): their log-probabilities cannot be compared. Use a reference of the "
-            "same family"
-        )

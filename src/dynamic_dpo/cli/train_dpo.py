@@ -54,13 +54,13 @@ def train_dpo(config: TrainingConfig) -> Any:
         build_method,
         build_peft_config,
         check_device,
-        check_tokenizers_agree,
         dpo_arguments,
         load_policy,
     )
     from dynamic_dpo.data import prepare_preferences
     from dynamic_dpo.engine.config import EngineConfig
     from dynamic_dpo.models.sources import file_fingerprint, load_tokenizer, resolve_model
+    from dynamic_dpo.models.vocabulary import check_tokenizers_agree
     from dynamic_dpo.runs.margin_log import MarginLogConfig
     from dynamic_dpo.trainers.checkpoints.saved import save_and_check
     from dynamic_dpo.trainers.preference_trainer import PreferenceTrainer

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from dynamic_dpo.engine.attention import PACKED_ATTENTION
 from dynamic_dpo.engine.head import Readout, TokenScores, token_scores
 from dynamic_dpo.engine.rows import Rows
-from dynamic_dpo.errors import ModelError
 from dynamic_dpo.loss.dpo_loss import at_least_float32
 
 
@@ -35,27 +34,6 @@ class PairLogps(NamedTuple):
     statistics: dict[str, Tensor]
     token_logps: Tensor
     token_owners: Tensor
-
-
-def causal_lm(model: nn.Module) -> Any:
-    """Return the transformers causal language model inside adapters or parallel wrappers.
-
-    Raises:
-        ModelError: If an adapter changes the prompt instead of the layers, or there is no output head.
-    """
-    inner: Any = model
-    while hasattr(inner, "module") and isinstance(inner.module, nn.Module):
-        inner = inner.module
-    if hasattr(inner, "get_base_model"):
-        if getattr(getattr(inner, "active_peft_config", None), "is_prompt_learning", False):
-            raise ModelError(
-                "prompt-learning adapters (prompt tuning, prefix tuning) are not supported: "
-                "use an adapter inside the layers, such as LoRA"
-            )
-        inner = inner.get_base_model()
-    if getattr(inner, "get_output_embeddings", lambda: None)() is None:
-        raise ModelError(f"{type(inner).__name__} has no output head: a causal language model is needed")
-    return inner
 
 
 def attention_mask(rows: Rows, model: Any) -> Tensor:
@@ -170,3 +148,8 @@ def install_pair_scoring(model: nn.Module, score: Callable[..., PairScores]) -> 
     forward._without_pair_scoring = original  # type: ignore[attr-defined]
     # A bound method, since copying binds it to the copy; a closure over the model would go on using this one.
     model.forward = MethodType(forward, model)
+
+
+def forget_scoring(model: Any) -> None:
+    """Take the scoring off a model that is to go: bound to the model, it would keep it."""
+    vars(model).pop("forward", None)

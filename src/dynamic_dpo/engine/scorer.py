@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from dynamic_dpo.engine.capability import check_layouts_agree, detect_capability
 from dynamic_dpo.engine.config import EngineConfig
@@ -23,7 +24,6 @@ from dynamic_dpo.engine.rows import PairBatch, Rows, packed_rows, plain_rows, sh
 from dynamic_dpo.engine.score import (
     PairLogps,
     PairScores,
-    causal_lm,
     completion_lengths,
     install_pair_scoring,
     predicting_logits,
@@ -35,8 +35,11 @@ from dynamic_dpo.engine.score import (
 from dynamic_dpo.engine.token_budget import default_token_budget
 from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.methods.base import Needs
+from dynamic_dpo.models.causal_lm import causal_lm
 
 logger = logging.getLogger("dynamic_dpo")
+
+_PAIRS_AT_ONCE = 256
 
 
 class PairScorer:
@@ -220,3 +223,35 @@ class PairScorer:
             return self._score_rows(model, rows)["logps"]
 
         check_layouts_agree(causal_lm(model), pairs, score)
+
+
+def pair_logps(
+    model: Any, pairs: PairBatch, engine: EngineConfig | None = None, *, progress: bool = False
+) -> Tensor:
+    """Return the summed log-probabilities of both answers of every pair.
+
+    Args:
+        model: A causal language model.
+        pairs: Token ids.
+        engine: How pairs meet the model.
+        progress: Whether a terminal gets a progress bar.
+
+    Returns:
+        Chosen and rejected, nats, float64, on the CPU. Shape [N, 2].
+    """
+    scorer = PairScorer(model, engine)
+    was_training = model.training
+    model.eval()
+    values = torch.zeros(len(pairs), 2, dtype=torch.float64)
+    bar = tqdm(total=len(pairs), desc="Scoring", unit="pair", disable=None if progress else True)
+    with bar, torch.inference_mode():
+        for start in range(0, len(pairs), _PAIRS_AT_ONCE):
+            part = range(start, min(start + _PAIRS_AT_ONCE, len(pairs)))
+            batch = pairs.select(part)
+            for places in scorer.plan(batch, budget_factor=2):
+                scores = scorer.score(model, batch.select(places))
+                both = torch.stack([scores.chosen, scores.rejected], dim=1)
+                values[[start + place for place in places]] = both.double().cpu()
+                bar.update(len(places))
+    model.train(was_training)
+    return values

@@ -1,44 +1,11 @@
-"""One model of an evaluation: where its files are, what identifies its outputs, and how it is loaded.
-
-Hub names become folders first, adapters are found with their base model, and the fingerprint covers every file that
-a text depends on. What the model is asked is not known here.
-"""
+"""One model of an evaluation as its file names it: where it is and how it is asked."""
 
 from __future__ import annotations
 
-import gc
-import hashlib
-import json
-import weakref
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
 
-from dynamic_dpo.errors import ConfigError, ModelError
 from dynamic_dpo.eval.prompts.format import PromptFormat
-from dynamic_dpo.models.sources import (
-    ModelSource,
-    file_fingerprint,
-    load_model,
-    load_tokenizer,
-    resolve_model,
-)
-
-ADAPTER_FILE = "adapter_config.json"
-# Beside the weights, a text depends on the tokenizer, its template and the stop tokens.
-_TEXT_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
-_NOT_FOR_TORCH = ["*.onnx*", "*.h5", "*.msgpack", "*.tflite", "*.ot", "original/*", "*.pth"]
+from dynamic_dpo.models.adapters import ModelFiles, find_model
 
 
 @dataclass(frozen=True)
@@ -59,171 +26,11 @@ class ModelSpec:
     prompt_template: str | None = None
     prompt_format: PromptFormat = "auto"
 
+    def find_files(self) -> ModelFiles:
+        """Find the model's files, fetching those of a hub name that are not in the cache.
 
-class ModelFiles(NamedTuple):
-    """Where a model's files are.
-
-    Attributes:
-        base: The model, or the base of the adapter.
-        adapter: Folder of the adapter, if it is one.
-        tokenizer: Where the tokenizer is.
-    """
-
-    base: ModelSource
-    adapter: Path | None
-    tokenizer: ModelSource
-
-
-def find_model(spec: ModelSpec) -> ModelFiles:
-    """Find the files of a model, fetching those of a hub name that are not in the cache.
-
-    Raises:
-        ModelError: If there is no such model, or an adapter names no base.
-        ConfigError: If a revision is given for a local model, where it would have no effect.
-    """
-    folder = Path(spec.path).expanduser()
-    if (folder / ADAPTER_FILE).is_file():
-        _refuse_revision(spec)
-        return _with_adapter(folder)
-    source = resolve_model(spec.path)
-    if Path(source.location).is_dir():
-        _refuse_revision(spec)
-        return ModelFiles(source, None, source)
-    folder = _fetch(spec.path, spec.revision)
-    if (folder / ADAPTER_FILE).is_file():
-        return _with_adapter(folder)
-    source = ModelSource(spec.path, str(folder))
-    return ModelFiles(source, None, source)
-
-
-def text_fingerprint(files: ModelFiles) -> str:
-    """Return a SHA-256 over everything in a model's files that its texts depend on: 64 hexadecimal digits.
-
-    Raises:
-        ModelError: If weight files are missing.
-    """
-    digest = hashlib.sha256(file_fingerprint(files.base).encode())
-    paths = []
-    if files.adapter is not None:
-        paths += [*sorted(files.adapter.glob("adapter_model.*")), files.adapter / ADAPTER_FILE]
-    for folder in dict.fromkeys((files.tokenizer.location, files.base.location)):
-        paths += [Path(folder) / name for name in _TEXT_FILES]
-    for path in paths:
-        if path.is_file():
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def open_model(files: ModelFiles, *, device: str, dtype: str) -> tuple[Any, Any]:
-    """Load model and tokenizer.
-
-    Args:
-        files: From `find_model`.
-        device: A torch device.
-        dtype: Name of a torch type, as in ``float32``.
-
-    Returns:
-        The model on its device, adapters unmerged as they were trained, and the tokenizer.
-
-    Raises:
-        ModelError: If either cannot be loaded.
-    """
-    import torch
-
-    model = load_model(files.base, dtype=getattr(torch, dtype))
-    if files.adapter is not None:
-        try:
-            from peft import PeftModel
-        except ModuleNotFoundError:
-            raise ModelError(
-                f"{files.adapter} is an adapter, which needs peft: pip install 'dynamic-dpo[peft]'"
-            ) from None
-        try:
-            model = PeftModel.from_pretrained(model, str(files.adapter))
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise ModelError(
-                f"the adapter {files.adapter} does not fit {files.base.name}: {error}"
-            ) from error
-    return model.to(device).eval(), load_tokenizer(files.tokenizer)
-
-
-def let_go(still_there: weakref.ref[Any]) -> None:
-    """Free the memory of a model whose last name is gone, before the next one is loaded.
-
-    Args:
-        still_there: A weak reference to it.
-    """
-    import torch
-
-    if still_there() is not None:  # Adapters refer to their base in circles.
-        gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def pick_device(name: str) -> str:
-    """Return the device that ``generation.device`` means.
-
-    Raises:
-        ConfigError: If it is unknown or not there.
-
-    Example:
-        >>> pick_device("cpu")
-        'cpu'
-    """
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(name).type
-    except RuntimeError:
-        raise ConfigError(f"generation.device must be auto, cpu, cuda or cuda:0 …, got {name!r}") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"generation.device is {name}, and no CUDA device is visible; use cpu or auto")
-    return name
-
-
-def _with_adapter(folder: Path) -> ModelFiles:
-    try:
-        settings = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
-        base = settings["base_model_name_or_path"]
-        if not isinstance(base, str) or not base:
-            raise KeyError("base_model_name_or_path")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"{folder / ADAPTER_FILE} names no base model ({error}): write it in there"
-        ) from None
-    found = find_model(ModelSpec(base, base))
-    if found.adapter is not None:
-        raise ModelError(
-            f"the base of the adapter {folder} is itself an adapter ({base}): merge that one first"
-        )
-    if settings.get("revision") and not Path(base).is_dir():
-        found = find_model(ModelSpec(base, base, revision=settings["revision"]))
-    has_tokenizer = (folder / "tokenizer_config.json").is_file()
-    return ModelFiles(
-        found.base, folder, ModelSource(str(folder), str(folder)) if has_tokenizer else found.base
-    )
-
-
-def _refuse_revision(spec: ModelSpec) -> None:
-    if spec.revision is not None:
-        raise ConfigError(
-            f"models.{spec.name}.revision is {spec.revision!r}, but {spec.path} is local and has no revisions: "
-            "remove it"
-        )
-
-
-def _fetch(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, revision=revision, ignore_patterns=_NOT_FOR_TORCH))
-    # Not found, no permission, offline, a malformed name: a dozen types, all about what the user asked for.
-    except Exception as error:
-        raise ModelError(
-            f"model {name!r} (revision {revision or 'main'}) is no local folder and could not be fetched: {error}"
-        ) from error
+        Raises:
+            ModelError: If there is no such model, or an adapter names no base.
+            ConfigError: If a revision is given for a local model, where it would have no effect.
+        """
+        return find_model(self.path, revision=self.revision, setting=f"models.{self.name}.revision")

@@ -20,10 +20,11 @@ from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.head import LiveReference
 from dynamic_dpo.engine.reference_store import ReferenceStore, default_reference_dir
 from dynamic_dpo.engine.rows import PairBatch, Rows
-from dynamic_dpo.engine.score import PairLogps, causal_lm
+from dynamic_dpo.engine.score import PairLogps
 from dynamic_dpo.engine.scorer import PairScorer
 from dynamic_dpo.errors import ModelError
 from dynamic_dpo.methods.base import Needs, PairForward
+from dynamic_dpo.models.causal_lm import causal_lm
 from dynamic_dpo.models.sources import (
     file_fingerprint,
     load_model,
@@ -31,6 +32,7 @@ from dynamic_dpo.models.sources import (
     resolve_model,
     weights_fingerprint,
 )
+from dynamic_dpo.models.vocabulary import check_same_vocabulary
 from dynamic_dpo.trainers.reference_pass import ReferencePass, collate_pairs
 
 logger = logging.getLogger("dynamic_dpo")
@@ -100,7 +102,7 @@ class PolicyAndReference:
                 if isinstance(module, nn.Dropout):
                     module.p = 0.0
         if ref_model is not None:
-            _check_same_vocabulary(policy, ref_model)
+            check_same_vocabulary(policy, ref_model)
         self.model = policy
 
     def build_scorer(self, engine: EngineConfig) -> None:
@@ -254,16 +256,6 @@ def _add_adapter(model: Any, peft_config: Any, gradient_checkpointing: bool) -> 
     if gradient_checkpointing:
         model.enable_input_require_grads()
     return model
-
-
-def _check_same_vocabulary(model: Any, reference: Any) -> None:
-    ours = causal_lm(model).get_input_embeddings().num_embeddings
-    theirs = causal_lm(reference).get_input_embeddings().num_embeddings
-    if ours != theirs:
-        raise ModelError(
-            f"policy and reference have vocabularies of {ours} and {theirs} tokens: their log-probabilities "
-            "cannot be compared. Use a reference with the policy's tokenizer"
-        )
 
 
 def _same_weights(model: Any, reference: Any) -> bool:

@@ -12,8 +12,9 @@ from datasets import Dataset
 
 from dynamic_dpo.cli import main as umbrella
 from dynamic_dpo.cli import score as command
+from dynamic_dpo.engine.scorer import pair_logps
 from dynamic_dpo.errors import ConfigError, DataError, ModelError
-from dynamic_dpo.eval.scoring.pairs import ScoredPairs, pair_logps, score_pairs, write_scores
+from dynamic_dpo.eval.scoring.pairs import ScoredPairs, score_pairs, write_scores
 from tiny import tiny_llama, word_tokenizer
 
 ROWS = [

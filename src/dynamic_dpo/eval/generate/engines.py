@@ -13,8 +13,8 @@ from typing import Any, Literal, Protocol
 
 from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.eval.generate.batched import Generation, generate
-from dynamic_dpo.eval.model_spec import ModelFiles, let_go, open_model, pick_device
 from dynamic_dpo.eval.prompts.render import Prompt
+from dynamic_dpo.models.adapters import ModelFiles, let_go, open_model, pick_device
 
 EngineName = Literal["transformers", "vllm"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]

@@ -24,16 +24,11 @@ from dynamic_dpo.eval.generate.ready import (
     ready_outputs,
 )
 from dynamic_dpo.eval.lint import lint_output
-from dynamic_dpo.eval.model_spec import (
-    ModelFiles,
-    ModelSpec,
-    find_model,
-    pick_device,
-    text_fingerprint,
-)
+from dynamic_dpo.eval.model_spec import ModelSpec
 from dynamic_dpo.eval.prompts.format import model_prompt
 from dynamic_dpo.eval.prompts.render import Prompt, render_prompt
 from dynamic_dpo.eval.records import OutputRecord, PromptRecord, content_hash
+from dynamic_dpo.models.adapters import ModelFiles, pick_device, text_fingerprint
 from dynamic_dpo.utils.json_lines import JsonLinesFile, read_json_lines
 from dynamic_dpo.utils.signals import deferred, raise_if_requested
 
@@ -50,7 +45,7 @@ def identify_model(spec: ModelSpec, settings: GenerationSettings) -> WrittenMode
     if is_ready(spec):
         return identify_ready(spec)
     device = pick_device(settings.device)
-    files = find_model(spec)
+    files = spec.find_files()
     weights = text_fingerprint(files)
     identity = settings.identity(device)
     prompt = {"template": spec.prompt_template, "format": spec.prompt_format}
@@ -106,7 +101,7 @@ def write_outputs(
         if not missing:
             logger.info("%s: all %d outputs are there", spec.name, len(prompts) * settings.num_samples)
             return written
-        with closing(opener(find_model(spec), settings)) as engine:
+        with closing(opener(spec.find_files(), settings)) as engine:
             _write_missing(prompts, missing, engine, spec, settings, file, written.fingerprint, progress)
     return written
 

@@ -16,8 +16,8 @@ from dynamic_dpo.errors import ConfigError, ModelError
 from dynamic_dpo.eval.generate.batched import Generation
 from dynamic_dpo.eval.generate.engines import GenerationSettings
 from dynamic_dpo.eval.generate.sampling import row_key
-from dynamic_dpo.eval.model_spec import ModelFiles, pick_device
 from dynamic_dpo.eval.prompts.render import Prompt, prompt_key, render_prompt
+from dynamic_dpo.models.adapters import ModelFiles, pick_device
 from dynamic_dpo.models.sources import load_tokenizer
 from dynamic_dpo.utils.templates import stop_token_ids
 

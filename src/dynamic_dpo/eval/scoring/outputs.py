@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from dynamic_dpo.engine.rows import PairBatch
+from dynamic_dpo.engine.score import forget_scoring
+from dynamic_dpo.engine.scorer import pair_logps
 from dynamic_dpo.errors import DataError
-from dynamic_dpo.eval.model_spec import ModelSpec, find_model, let_go, open_model, pick_device
+from dynamic_dpo.eval.model_spec import ModelSpec
 from dynamic_dpo.eval.prompts.format import model_prompt
 from dynamic_dpo.eval.prompts.render import render_prompt
 from dynamic_dpo.eval.records import PromptRecord
-from dynamic_dpo.eval.scoring.pairs import check_same_tokens, forget_scoring, pair_logps, score_pairs
+from dynamic_dpo.eval.scoring.pairs import score_pairs
+from dynamic_dpo.models.adapters import find_model, let_go, open_model, pick_device
+from dynamic_dpo.models.vocabulary import check_same_tokens
 from dynamic_dpo.utils.json_lines import read_json_lines
 
 
@@ -96,7 +100,7 @@ def output_logps(
         ModelError: If a model cannot be used, or the two have different tokens.
     """
     device = pick_device(settings.device)
-    files = find_model(spec)
+    files = spec.find_files()
     model, tokenizer = open_model(files, device=device, dtype="float32")
     check_same_tokens(tokenizer, settings.reference)
     pairs = _as_pairs(prompts, read_json_lines(outputs_file), fingerprint, spec, tokenizer)
@@ -105,9 +109,7 @@ def output_logps(
     forget_scoring(model)
     del model
     let_go(still_there)
-    reference, _ = open_model(
-        find_model(ModelSpec("reference", settings.reference)), device=device, dtype="float32"
-    )
+    reference, _ = open_model(find_model(settings.reference), device=device, dtype="float32")
     start = pair_logps(reference, pairs, progress=progress)[:, 0]
     forget_scoring(reference)
     return policy.tolist(), start.tolist()

@@ -16,21 +16,20 @@ from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
-from tqdm.auto import tqdm
 
 from dynamic_dpo.data.preference import to_preference_pairs
 from dynamic_dpo.data.sources import load_rows
 from dynamic_dpo.data.tokenize import tokenize_pairs
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.rows import PairBatch
-from dynamic_dpo.engine.scorer import PairScorer
+from dynamic_dpo.engine.score import forget_scoring
+from dynamic_dpo.engine.scorer import pair_logps
 from dynamic_dpo.errors import ConfigError, ModelError
-from dynamic_dpo.eval.model_spec import ModelSpec, find_model, let_go, open_model, pick_device
 from dynamic_dpo.eval.records import content_hash
+from dynamic_dpo.models.adapters import find_model, let_go, open_model, pick_device
 from dynamic_dpo.models.sources import load_tokenizer
+from dynamic_dpo.models.vocabulary import check_same_tokens
 from dynamic_dpo.utils.files import write_text
-
-_PAIRS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def score_pairs(
     """
     if not beta > 0:
         raise ConfigError(f"beta must be positive, got {beta}")
-    where, files = pick_device(device), find_model(ModelSpec("policy", model))
+    where, files = pick_device(device), find_model(model)
     if reference is None and files.adapter is None:
         raise ModelError(
             f"{model} is no adapter, so its reference cannot be found in it: name the model that training started "
@@ -167,38 +166,6 @@ def score_pairs(
     return ScoredPairs(
         _scored(pairs, policy, start, beta), dict(quarantine.counts()), tokenised.num_truncated
     )
-
-
-def pair_logps(
-    model: Any, pairs: PairBatch, engine: EngineConfig | None = None, *, progress: bool = False
-) -> torch.Tensor:
-    """Return the summed log-probabilities of both answers of every pair.
-
-    Args:
-        model: A causal language model.
-        pairs: Token ids.
-        engine: How pairs meet the model.
-        progress: Whether a terminal gets a progress bar.
-
-    Returns:
-        Chosen and rejected, nats, float64, on the CPU. Shape [N, 2].
-    """
-    scorer = PairScorer(model, engine)
-    was_training = model.training
-    model.eval()
-    values = torch.zeros(len(pairs), 2, dtype=torch.float64)
-    bar = tqdm(total=len(pairs), desc="Scoring", unit="pair", disable=None if progress else True)
-    with bar, torch.inference_mode():
-        for start in range(0, len(pairs), _PAIRS_AT_ONCE):
-            part = range(start, min(start + _PAIRS_AT_ONCE, len(pairs)))
-            batch = pairs.select(part)
-            for places in scorer.plan(batch, budget_factor=2):
-                scores = scorer.score(model, batch.select(places))
-                both = torch.stack([scores.chosen, scores.rejected], dim=1)
-                values[[start + place for place in places]] = both.double().cpu()
-                bar.update(len(places))
-    model.train(was_training)
-    return values
 
 
 def write_scores(path: str | Path, pairs: Iterable[ScoredPair]) -> Path:
@@ -238,16 +205,6 @@ def _scored(pairs: PairBatch, policy: torch.Tensor, start: torch.Tensor, beta: f
     return scored
 
 
-def check_same_tokens(tokenizer: Any, reference: str) -> None:
-    """Raise a `ModelError` unless a reference has the same tokens as a policy's tokenizer."""
-    other = load_tokenizer(find_model(ModelSpec("reference", reference)).tokenizer)
-    if other.get_vocab() != tokenizer.get_vocab():
-        raise ModelError(
-            f"policy and reference have different tokenizers ({len(tokenizer)} and {len(other)} tokens): their "
-            f"log-probabilities cannot be compared; is {reference} what training started from?"
-        )
-
-
 def _logps_of(
     name: str,
     pairs: PairBatch,
@@ -259,7 +216,7 @@ def _logps_of(
     progress: bool,
 ) -> torch.Tensor:
     """Load a model, score pairs with it or with the base of its adapter, and let it go."""
-    model, _ = open_model(find_model(ModelSpec("model", name)), device=device, dtype=precision)
+    model, _ = open_model(find_model(name), device=device, dtype=precision)
     still_there = weakref.ref(model)
     with model.disable_adapter() if base_only else nullcontext():
         values = pair_logps(model, pairs, engine, progress=progress)
@@ -267,8 +224,3 @@ def _logps_of(
     del model
     let_go(still_there)
     return values
-
-
-def forget_scoring(model: Any) -> None:
-    """Take the scoring off a model that is to go: bound to the model, it would keep it."""
-    vars(model).pop("forward", None)
