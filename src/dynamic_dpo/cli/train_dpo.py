@@ -60,7 +60,7 @@ def train_dpo(config: TrainingConfig) -> Any:
     from dynamic_dpo.data import prepare_preferences
     from dynamic_dpo.engine.config import EngineConfig
     from dynamic_dpo.models.sources import file_fingerprint, load_tokenizer, resolve_model
-    from dynamic_dpo.models.vocabulary import check_tokenizers_agree
+    from dynamic_dpo.models.vocabulary import check_same_tokens
     from dynamic_dpo.runs.margin_log import MarginLogConfig
     from dynamic_dpo.trainers.checkpoints.saved import save_and_check
     from dynamic_dpo.trainers.preference_trainer import PreferenceTrainer
@@ -72,7 +72,9 @@ def train_dpo(config: TrainingConfig) -> Any:
     own_reference = (policy.location, policy.gguf_file) == (reference.location, reference.gguf_file)
     tokenizer = load_tokenizer(policy)
     if not own_reference:
-        check_tokenizers_agree(policy, tokenizer, reference)
+        check_same_tokens(
+            tokenizer, load_tokenizer(reference), policy_name=policy.name, reference_name=reference.name
+        )
 
     prepared = prepare_preferences(
         data.dataset_name,

@@ -32,7 +32,7 @@ from dynamic_dpo.models.sources import (
     resolve_model,
     weights_fingerprint,
 )
-from dynamic_dpo.models.vocabulary import check_same_vocabulary
+from dynamic_dpo.models.vocabulary import check_same_vocabulary_size
 from dynamic_dpo.trainers.reference_pass import ReferencePass, collate_pairs
 
 logger = logging.getLogger("dynamic_dpo")
@@ -102,7 +102,7 @@ class PolicyAndReference:
                 if isinstance(module, nn.Dropout):
                     module.p = 0.0
         if ref_model is not None:
-            check_same_vocabulary(policy, ref_model)
+            check_same_vocabulary_size(policy, ref_model)
         self.model = policy
 
     def build_scorer(self, engine: EngineConfig) -> None:

@@ -22,6 +22,7 @@ from dynamic_dpo.eval.prompts.render import render_prompt
 from dynamic_dpo.eval.records import PromptRecord
 from dynamic_dpo.eval.scoring.pairs import score_pairs
 from dynamic_dpo.models.adapters import find_model, let_go, open_model, pick_device
+from dynamic_dpo.models.sources import load_tokenizer
 from dynamic_dpo.models.vocabulary import check_same_tokens
 from dynamic_dpo.utils.json_lines import read_json_lines
 
@@ -102,14 +103,20 @@ def output_logps(
     device = pick_device(settings.device)
     files = spec.find_files()
     model, tokenizer = open_model(files, device=device, dtype="float32")
-    check_same_tokens(tokenizer, settings.reference)
+    reference_files = find_model(settings.reference)
+    check_same_tokens(
+        tokenizer,
+        load_tokenizer(reference_files.tokenizer),
+        policy_name=spec.name,
+        reference_name=settings.reference,
+    )
     pairs = _as_pairs(prompts, read_json_lines(outputs_file), fingerprint, spec, tokenizer)
     policy = pair_logps(model, pairs, progress=progress)[:, 0]
     still_there = weakref.ref(model)
     forget_scoring(model)
     del model
     let_go(still_there)
-    reference, _ = open_model(find_model(settings.reference), device=device, dtype="float32")
+    reference, _ = open_model(reference_files, device=device, dtype="float32")
     start = pair_logps(reference, pairs, progress=progress)[:, 0]
     forget_scoring(reference)
     return policy.tolist(), start.tolist()

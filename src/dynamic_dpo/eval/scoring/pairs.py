@@ -141,7 +141,12 @@ def score_pairs(
         )
     tokenizer = load_tokenizer(files.tokenizer)
     if reference is not None:
-        check_same_tokens(tokenizer, reference)
+        check_same_tokens(
+            tokenizer,
+            load_tokenizer(find_model(reference).tokenizer),
+            policy_name=model,
+            reference_name=reference,
+        )
     rows = load_rows(data, subset=subset) if isinstance(data, str) else data
     read = to_preference_pairs(rows, chat_template=chat_template)
     tokenised = tokenize_pairs(
