@@ -90,8 +90,10 @@ def test_hub_names_are_fetched_at_their_revision_and_local_models_have_none(
 
 def test_a_device_that_is_unknown_or_not_there_is_refused() -> None:
     assert pick_device("auto") in ("cpu", "cuda")
-    with pytest.raises(ConfigError, match=r"generation\.device must be auto"):
+    with pytest.raises(ConfigError, match=r"^device must be auto, cpu, cuda or cuda:0 …, got 'toaster'"):
         pick_device("toaster")
+    with pytest.raises(ConfigError, match=r"^generation\.device must be auto"):
+        pick_device("toaster", setting="generation.device")
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="no CUDA device"):
             pick_device("cuda:1")

@@ -147,8 +147,12 @@ def let_go(still_there: weakref.ref[Any]) -> None:
         torch.cuda.empty_cache()
 
 
-def pick_device(name: str) -> str:
-    """Return the device that ``generation.device`` means.
+def pick_device(name: str, *, setting: str = "device") -> str:
+    """Return the torch device that a setting means.
+
+    Args:
+        name: ``auto`` for a GPU where there is one, else the device itself.
+        setting: What the user calls the setting, for messages.
 
     Raises:
         ConfigError: If it is unknown or not there.
@@ -164,9 +168,9 @@ def pick_device(name: str) -> str:
     try:
         kind = torch.device(name).type
     except RuntimeError:
-        raise ConfigError(f"generation.device must be auto, cpu, cuda or cuda:0 …, got {name!r}") from None
+        raise ConfigError(f"{setting} must be auto, cpu, cuda or cuda:0 …, got {name!r}") from None
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"generation.device is {name}, and no CUDA device is visible; use cpu or auto")
+        raise ConfigError(f"{setting} is {name}, and no CUDA device is visible; use cpu or auto")
     return name
 
 

@@ -338,7 +338,7 @@ def fake_vllm(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         "vllm.lora.request": request,
     }.items():
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr("dynamic_dpo.eval.generate.vllm.pick_device", lambda name: "cuda")
+    monkeypatch.setattr("dynamic_dpo.eval.generate.vllm.pick_device", lambda name, **_: "cuda")
     return seen
 
 

@@ -123,7 +123,7 @@ class TransformersEngine:
     """
 
     def __init__(self, files: ModelFiles, settings: GenerationSettings) -> None:
-        device = pick_device(settings.device)
+        device = pick_device(settings.device, setting="generation.device")
         self.settings = settings
         self.model, self.tokenizer = open_model(
             files, device=device, dtype=settings.resolved_precision(device)

@@ -44,7 +44,7 @@ def identify_model(spec: ModelSpec, settings: GenerationSettings) -> WrittenMode
     """
     if is_ready(spec):
         return identify_ready(spec)
-    device = pick_device(settings.device)
+    device = pick_device(settings.device, setting="generation.device")
     files = spec.find_files()
     weights = text_fingerprint(files)
     identity = settings.identity(device)

@@ -50,7 +50,7 @@ class VLLMEngine:
             raise ConfigError(
                 "generation.engine is vllm, which is not installed: pip install 'dynamic-dpo[vllm]'"
             ) from None
-        device = pick_device(settings.device)
+        device = pick_device(settings.device, setting="generation.device")
         if not device.startswith("cuda"):
             raise ConfigError(f"generation.engine is vllm, which needs a CUDA device, got {device}")
         self._vllm = vllm

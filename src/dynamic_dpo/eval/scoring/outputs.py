@@ -100,7 +100,7 @@ def output_logps(
         DataError: If the file has outputs without token ids.
         ModelError: If a model cannot be used, or the two have different tokens.
     """
-    device = pick_device(settings.device)
+    device = pick_device(settings.device, setting="generation.device")
     files = spec.find_files()
     model, tokenizer = open_model(files, device=device, dtype="float32")
     reference_files = find_model(settings.reference)
