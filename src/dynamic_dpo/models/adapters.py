@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import weakref
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,16 +132,14 @@ def open_model(files: ModelFiles, *, device: str, dtype: str) -> tuple[Any, Any]
     return model.to(device).eval(), load_tokenizer(files.tokenizer)
 
 
-def let_go(still_there: weakref.ref[Any]) -> None:
-    """Free the memory of a model whose last name is gone, before the next one is loaded.
+def free_unused_models() -> None:
+    """Free the memory of models that no name refers to any more, before the next one is loaded.
 
-    Args:
-        still_there: A weak reference to it.
+    Adapters refer to their base, and lean layers to themselves, in circles that only the garbage collector finds.
     """
     import torch
 
-    if still_there() is not None:  # Adapters refer to their base in circles.
-        gc.collect()
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

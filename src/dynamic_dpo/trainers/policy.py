@@ -24,6 +24,7 @@ from dynamic_dpo.engine.score import PairLogps
 from dynamic_dpo.engine.scorer import PairScorer
 from dynamic_dpo.errors import ModelError
 from dynamic_dpo.methods.base import Needs, PairForward
+from dynamic_dpo.models.adapters import free_unused_models
 from dynamic_dpo.models.causal_lm import causal_lm
 from dynamic_dpo.models.sources import (
     file_fingerprint,
@@ -216,14 +217,13 @@ class PolicyAndReference:
             return scorer.score(model, pairs)
 
     def release_reference(self) -> None:
-        """Let a separate reference model's memory go: wholly if it was loaded here, else to the CPU."""
+        """Free a separate reference model's memory: all of it if it was loaded here, else the GPU's."""
         if self.reference_model is not None and not self.keeps_reference:
             self.reference_model.to("cpu")
             self._reference_scorer = None
             if self.owns_reference:
                 self.reference_model = None
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            free_unused_models()
 
 
 def autocast_of(accelerator: Any) -> AbstractContextManager[None]:

@@ -6,7 +6,6 @@ outputs go is not known here. ``vllm_engine`` is the other one.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -14,7 +13,7 @@ from typing import Any, Literal, Protocol
 from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.eval.generate.batched import Generation, generate
 from dynamic_dpo.eval.prompts.render import Prompt
-from dynamic_dpo.models.adapters import ModelFiles, let_go, open_model, pick_device
+from dynamic_dpo.models.adapters import ModelFiles, free_unused_models, open_model, pick_device
 
 EngineName = Literal["transformers", "vllm"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -151,9 +150,8 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Let the model's memory go."""
-        still_there = weakref.ref(self.model)
         del self.model
-        let_go(still_there)
+        free_unused_models()
 
 
 def open_engine(files: ModelFiles, settings: GenerationSettings) -> OutputEngine:

@@ -6,7 +6,6 @@ and of given preference pairs. What they amount to is computed in ``preference_m
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from dynamic_dpo.eval.prompts.format import model_prompt
 from dynamic_dpo.eval.prompts.render import render_prompt
 from dynamic_dpo.eval.records import PromptRecord
 from dynamic_dpo.eval.scoring.pairs import score_pairs
-from dynamic_dpo.models.adapters import find_model, let_go, open_model, pick_device
+from dynamic_dpo.models.adapters import find_model, free_unused_models, open_model, pick_device
 from dynamic_dpo.models.sources import load_tokenizer
 from dynamic_dpo.models.vocabulary import check_same_tokens
 from dynamic_dpo.utils.json_lines import read_json_lines
@@ -112,10 +111,9 @@ def output_logps(
     )
     pairs = _as_pairs(prompts, read_json_lines(outputs_file), fingerprint, spec, tokenizer)
     policy = pair_logps(model, pairs, progress=progress)[:, 0]
-    still_there = weakref.ref(model)
     forget_scoring(model)
     del model
-    let_go(still_there)
+    free_unused_models()
     reference, _ = open_model(reference_files, device=device, dtype="float32")
     start = pair_logps(reference, pairs, progress=progress)[:, 0]
     forget_scoring(reference)

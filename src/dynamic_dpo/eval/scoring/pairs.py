@@ -7,7 +7,6 @@ pair. What the margins add up to is computed in ``preference_metrics``.
 from __future__ import annotations
 
 import json
-import weakref
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -26,7 +25,7 @@ from dynamic_dpo.engine.score import forget_scoring
 from dynamic_dpo.engine.scorer import pair_logps
 from dynamic_dpo.errors import ConfigError, ModelError
 from dynamic_dpo.eval.records import content_hash
-from dynamic_dpo.models.adapters import find_model, let_go, open_model, pick_device
+from dynamic_dpo.models.adapters import find_model, free_unused_models, open_model, pick_device
 from dynamic_dpo.models.sources import load_tokenizer
 from dynamic_dpo.models.vocabulary import check_same_tokens
 from dynamic_dpo.utils.files import write_text
@@ -220,12 +219,11 @@ def _logps_of(
     base_only: bool = False,
     progress: bool,
 ) -> torch.Tensor:
-    """Load a model, score pairs with it or with the base of its adapter, and let it go."""
+    """Load a model, score pairs with it or with the base of its adapter, and free it."""
     model, _ = open_model(find_model(name), device=device, dtype=precision)
-    still_there = weakref.ref(model)
     with model.disable_adapter() if base_only else nullcontext():
         values = pair_logps(model, pairs, engine, progress=progress)
     forget_scoring(model)
     del model
-    let_go(still_there)
+    free_unused_models()
     return values
