@@ -48,10 +48,14 @@ class BadAt(DPO):
         return BadGradient.apply(values) if self.loss is None else values * self.loss
 
 
-def trainer(folder: Path, method: DPO, **settings: Any) -> PreferenceTrainer:
+def trainer(
+    folder: Path, method: DPO, *, arguments: dict[str, Any] | None = None, **settings: Any
+) -> PreferenceTrainer:
     return PreferenceTrainer(
         model=tiny_llama(),
-        args=training_arguments(folder, per_device_train_batch_size=4, learning_rate=1e-2),
+        args=training_arguments(
+            folder, per_device_train_batch_size=4, learning_rate=1e-2, **(arguments or {})
+        ),
         train_dataset=random_pairs(16),
         processing_class=word_tokenizer(),
         method=method,
@@ -92,6 +96,17 @@ def test_a_loss_that_is_nan_is_logged_as_nan_and_changes_no_weight(tmp_path: Pat
     assert bad.args.logging_nan_inf_filter is False
     assert bad.guard.num_bad_gradients == 1
     assert all(bool(torch.isfinite(value).all()) for value in bad.model.state_dict().values())
+
+
+def test_a_nan_loss_stays_in_its_own_entry_whatever_is_saved_with_it(tmp_path: Path) -> None:
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2}
+    trainer(tmp_path, BadAt({2}, loss=math.nan), arguments=saving).train()
+    state = json.loads((tmp_path / "checkpoint-2" / "controller_state.json").read_text())
+    assert state["log"]["loss_sums"] == [0.0]
+    resumed = trainer(tmp_path, BadAt(set()), arguments=saving)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    losses = [entry["loss"] for entry in resumed.state.log_history if "loss" in entry]
+    assert [math.isnan(loss) for loss in losses] == [False, True, False, False]
 
 
 def test_a_gradient_after_bad_margins_is_not_counted_twice() -> None:

@@ -41,6 +41,7 @@ class RecordedRun:
     _reference: ReferencePass | None
     _wall_start: float
     _num_pairs_before: int
+    _tr_loss: Tensor
 
     @property
     def num_updates(self) -> int:
@@ -70,14 +71,11 @@ class RecordedRun:
         """Add the metrics gathered since the last entry to a training entry, then log it."""
         if "loss" in logs:
             logs = {**logs, "beta": self.method.beta, **self.whole_step.metrics.drain(self.accelerator)}
+            if start_time is not None:
+                # The loop's own entry. It empties its sum by subtracting it from itself: one NaN would stay for the
+                # rest of the run, and in the checkpoint that is saved next.
+                self._tr_loss.zero_()
         super().log(logs, start_time)  # type: ignore[misc]
-
-    def _maybe_log_save_evaluate(self, tr_loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        logs_now = self.control.should_log
-        super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)  # type: ignore[misc]
-        if logs_now:
-            # The parent empties its sum by subtracting it from itself: one NaN would stay for the rest of the run.
-            tr_loss.zero_()
 
     def _write_summary(self) -> None:
         """Write the run's record to the output folder."""
