@@ -60,7 +60,7 @@ def clear_rank_errors() -> Iterator[None]:
             raise
         raise DynamicDPOError(
             f"another rank of this run has ended or does not answer ({str(error).splitlines()[0]}). Its own "
-            "output says why; the run's checkpoints are whole, and resume=true goes on from the newest"
+            "output says why; the run's checkpoints are whole, and resuming goes on from the newest"
         ) from error
 
 

@@ -69,6 +69,7 @@ def _trainer_class() -> Any:
 
     from dynamic_dpo.trainers.checkpoints.stopping import StopsWhenAsked
     from dynamic_dpo.trainers.checkpoints.whole import WholeCheckpoints
+    from dynamic_dpo.trainers.ranks import clear_rank_errors
     from dynamic_dpo.utils.signals import deferred, raise_if_requested
 
     class WholeSFTTrainer(StopsWhenAsked, WholeCheckpoints, SFTTrainer):  # type: ignore[misc]
@@ -76,7 +77,7 @@ def _trainer_class() -> Any:
             checkpoint = self.checked_checkpoint(resume_from_checkpoint)
             self.begin_from(checkpoint)
             raise_if_requested()
-            with deferred():
+            with deferred(), clear_rank_errors():
                 output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
             self.raise_if_stopped()
             return output

@@ -159,13 +159,6 @@ class ResumableRun(StopsWhenAsked, WholeCheckpoints):
             log.resume_at(self.whole_step.num_updates)
         self._restored = state["log"]
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # The parent looks after a step whether it was the last: a finished run that is resumed would make one more.
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-            return
-        super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
-
     def restore_log_sums(self) -> None:
         """Put back what was gathered since the last log entry, once the parent has emptied its sums."""
         restored, self._restored = self._restored, None

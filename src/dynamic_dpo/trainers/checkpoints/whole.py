@@ -55,6 +55,7 @@ class WholeCheckpoints:
 
     args: Any
     accelerator: Any
+    control: Any
     state: Any
     _staging: Path | None = None
     _push_later = False
@@ -133,6 +134,13 @@ class WholeCheckpoints:
         with _only_data(checkpoint):
             super()._load_rng_state(checkpoint)  # type: ignore[misc]
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # The parent looks after a step whether it was the last: a finished run that is resumed would make one more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+
     # ---- saving ----
 
     def write_into_checkpoint(self, folder: Path) -> None:
@@ -185,7 +193,7 @@ class WholeCheckpoints:
             self._push_from_checkpoint(str(run / name))
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        control: Any = self.control  # type: ignore[attr-defined]
+        control = self.control
         step, epoch = self.state.global_step, self.state.epoch or 0.0
         at_epoch_end, self._visited_step = self._visited_step == step, step
         # The parent comes by twice at an epoch's end: after the step, and after the epoch. What the second visit

@@ -1,0 +1,80 @@
+"""Fine-tuning by TRL's trainer, made resumable by ours."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import SFTConfig
+
+from dynamic_dpo.trainers.sft_trainer import build_sft_trainer
+from dynamic_dpo.utils.signals import Interrupted, stop_signals
+from tiny import tiny_llama, word_tokenizer
+
+
+def build(folder: Path, **overrides: Any) -> Any:
+    """Fine-tuning on 8 rows: 2 epochs of 4 steps, a checkpoint every 2, a log entry a step."""
+    settings: dict[str, Any] = {
+        "per_device_train_batch_size": 2,
+        "num_train_epochs": 2,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 2,
+    }
+    rows = {
+        "prompt": [f"w{i} w{i + 1}" for i in range(8)],
+        "completion": [f" w{i + 3} w9 w{i}" for i in range(8)],
+    }
+    return build_sft_trainer(
+        tiny_llama(),
+        SFTConfig(
+            output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", **(settings | overrides)
+        ),
+        train_dataset=Dataset.from_dict(rows),
+        tokenizer=word_tokenizer(),
+    )
+
+
+class SignalAfter(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def losses(trainer: Any) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_a_signal_ends_fine_tuning_in_a_checkpoint_and_the_resumed_run_is_the_uninterrupted_one(
+    tmp_path: Path,
+) -> None:
+    whole = build(tmp_path / "whole")
+    whole.train()
+    first = build(tmp_path / "parts")
+    first.add_callback(SignalAfter(3))
+    with pytest.raises(Interrupted), stop_signals():
+        first.train()
+    assert first.find_checkpoint() == str(tmp_path / "parts" / "checkpoint-3")
+    resumed = build(tmp_path / "parts")
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == whole.state.global_step == 8
+    assert losses(resumed) == losses(whole)
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], weight), name
+
+
+def test_a_finished_fine_tuning_that_is_resumed_makes_no_step_more(tmp_path: Path) -> None:
+    build(tmp_path, max_steps=3, save_steps=1).train()
+    again = build(tmp_path, max_steps=3, save_steps=1)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 3
