@@ -9,7 +9,7 @@ import torch
 
 from dynamic_dpo.errors import CheckpointError, ConfigError
 from dynamic_dpo.methods import DPO, Control, DPOMethodConfig, PairForward, PreferenceMethod, Risk, Schedule
-from dynamic_dpo.methods.risk.controller import RiskConfig
+from dynamic_dpo.methods.risk.config import RiskConfig
 from dynamic_dpo.methods.schedule import ScheduleConfig
 
 

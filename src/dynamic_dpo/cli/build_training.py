@@ -13,7 +13,7 @@ from dynamic_dpo.errors import ConfigError, ModelError
 if TYPE_CHECKING:
     from dynamic_dpo.config.schema import TrainingConfig
     from dynamic_dpo.methods.base import PreferenceMethod
-    from dynamic_dpo.methods.risk.controller import RiskConfig
+    from dynamic_dpo.methods.risk.config import RiskConfig
     from dynamic_dpo.models.sources import ModelSource
 
 NEVER = 10**9

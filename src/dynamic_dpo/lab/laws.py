@@ -1,7 +1,6 @@
 """Laws of margins to feed a controller with: textbook ones, and that of a run's own margin log.
 
-A law gives independent draws and knows its quantiles; that margins of a real run depend on one another and on beta
-is not known here.
+A law gives independent draws; margins of a real run depend on one another and on beta.
 """
 
 from __future__ import annotations

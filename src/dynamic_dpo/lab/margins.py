@@ -1,7 +1,4 @@
-"""The margins that a run has saved, update by update, read back with nothing left out.
-
-Where the log lies the run's record says; what a controller makes of the margins is not known here.
-"""
+"""The margins that a run has saved, update by update, read back with nothing left out."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What other controllers or settings would have done on a run's saved margins: betas side by side.
 
-Margins are taken as they came: that another beta would have led to other margins is not known here, and cannot be
-without training. With its own settings a run gives the betas of its own log, to the last bit.
+Margins are taken as they came: to which margins another beta would have led, only training shows. With its own
+settings a run gives the betas of its own log, to the last bit.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from dynamic_dpo.runs.record import RunRecord, read_run
 OWN = "own"
 # Methods whose log holds what a controller learns from; the others' evidence is no margin, or is not beta alone.
 REPLAYABLE = ("risk", "schedule", "dpo")
+# What can be tried without a setting that only the user can give.
+WITHOUT_BUDGET = tuple(mode for mode in LAB_MODES if mode != "target")
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def replay(
     arms = [_own_arm(name, recorded, base, size)]
     settings = dict(settings or {})
     if not modes:
-        modes = (base.mode,) if settings else ("paper", "exact", "rm", "schedule", "fixed")
+        modes = (base.mode,) if settings else WITHOUT_BUDGET
     changed = with_settings(base, settings)
     arms += [(mode, build_arm(mode, changed, size)) for mode in modes]
     traces = [_feed(label, method, batches) for label, method in arms]

@@ -1,7 +1,7 @@
 """What controllers do on margins of a known law: drift on noise, response to a change, alarms of the monitor.
 
-Many chains run at once in `dynamic_dpo.methods.risk.chains`, which follows the real controllers step by step. This
-module asks the questions and adds up the answers.
+Many chains run at once (`dynamic_dpo.methods.risk.chains`) and follow the real controllers step by step. This module
+asks the questions and adds up the answers.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +19,15 @@ from dynamic_dpo.lab.alarms import AlarmCounter
 from dynamic_dpo.lab.laws import MarginLaw, margin_law
 from dynamic_dpo.lab.results import Simulation, SimulationRow, Trace
 from dynamic_dpo.lab.scenario import Scenario
-from dynamic_dpo.loss.beta_binomial import reference_window
-from dynamic_dpo.methods.risk.chains import CHAINS, RiskChains
-from dynamic_dpo.methods.risk.config import RiskConfig
-from dynamic_dpo.methods.risk.drift import WARMUP_POOL
+from dynamic_dpo.methods.risk.chains import RiskChains
+from dynamic_dpo.methods.risk.config import RiskConfig, RiskMode
+from dynamic_dpo.methods.risk.modes import CHAINS
 from dynamic_dpo.methods.schedule import Schedule, ScheduleConfig
 
-LabMode = Literal["paper", "exact", "rm", "target", "schedule", "fixed"]
-LAB_MODES: tuple[LabMode, ...] = ("paper", "exact", "rm", "target", "schedule", "fixed")
+# Betas that the margins do not move stand beside the modes of the risk controller.
+ByTheClock = Literal["schedule", "fixed"]
+LabMode = RiskMode | ByTheClock
+LAB_MODES: tuple[LabMode, ...] = (*get_args(RiskMode), *get_args(ByTheClock))
 
 TRACE_POINTS = 200
 
@@ -112,7 +113,7 @@ def _run_one(mode: LabMode, n: int, run: _Run) -> tuple[SimulationRow, Trace]:
     config = replace(run.config, mode=mode)
     draw = np.random.default_rng([run.seed, n])
     controller = CHAINS[config.mode](config, n, run.chains, seed=run.seed, bounded=run.bounded)
-    controller.start(run.law.draw(draw, (run.chains, _pool_size(config, n))))
+    controller.start(run.law.draw(draw, (run.chains, controller.pool_size)))
     alarms = AlarmCounter(config, run.chains, changes_at=run.scenario.at if run.scenario.changes else None)
     start, p_hats = controller.log_beta, []
     points = _TracePoints(run.updates)
@@ -166,12 +167,6 @@ def _by_the_clock(mode: LabMode, n: int, run: _Run) -> tuple[SimulationRow, Trac
         spread=0.0,
     )
     return row, trace
-
-
-def _pool_size(config: RiskConfig, n: int) -> int:
-    if config.mode == "exact":
-        return reference_window(n, config.delta, config.window_multiple).size
-    return min(config.warmup_steps * n, WARMUP_POOL)
 
 
 def _drift(moved: NDArray[np.float64], updates: int) -> dict[str, Any]:

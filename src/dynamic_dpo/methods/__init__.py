@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dynamic_dpo.methods.epsilon_dpo import EpsilonDPO, EpsilonDPOConfig
     from dynamic_dpo.methods.hinge import Hinge, HingeConfig
     from dynamic_dpo.methods.ipo import IPO, IPOConfig
-    from dynamic_dpo.methods.risk.controller import Risk, RiskConfig
+    from dynamic_dpo.methods.risk import Risk, RiskConfig
     from dynamic_dpo.methods.robust import Robust, RobustConfig
     from dynamic_dpo.methods.schedule import Schedule, ScheduleConfig
     from dynamic_dpo.methods.simpo import SimPO, SimPOConfig

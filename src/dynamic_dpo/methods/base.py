@@ -18,7 +18,7 @@ from dynamic_dpo.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dynamic_dpo.methods.risk.controller import RiskConfig
+    from dynamic_dpo.methods.risk.config import RiskConfig
 
 State = dict[str, Any]
 Scope = Literal["micro", "step"]

@@ -23,7 +23,7 @@ from dynamic_dpo.methods.base import (
     check_state,
     finite_margins,
 )
-from dynamic_dpo.methods.risk.controller import RiskConfig
+from dynamic_dpo.methods.risk.config import RiskConfig
 from dynamic_dpo.methods.risk.drift import null_drift
 from dynamic_dpo.methods.steering import SteeringMethod, loss_to_steer
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from dynamic_dpo.errors import CheckpointError, ConfigError, ModelError, NonFiniteError, RunStopped
-from dynamic_dpo.methods.risk.controller import Risk, RiskConfig
+from dynamic_dpo.methods.risk.config import RiskConfig
+from dynamic_dpo.methods.risk.controller import Risk
 
 logger = logging.getLogger("dynamic_dpo")
 

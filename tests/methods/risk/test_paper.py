@@ -14,9 +14,10 @@ from scipy.stats import norm, t
 from dynamic_dpo.errors import CheckpointError
 from dynamic_dpo.loss.beta_binomial import exceedance_scores
 from dynamic_dpo.methods import Risk, RiskConfig, Schedule, ScheduleConfig
-from dynamic_dpo.methods.risk.chains import CHAINS, ExactChains
 from dynamic_dpo.methods.risk.config import RiskMode
 from dynamic_dpo.methods.risk.drift import describe_null_drift, null_drift
+from dynamic_dpo.methods.risk.exact import ExactChains
+from dynamic_dpo.methods.risk.modes import CHAINS, TESTS
 
 
 def exact(pairs_per_update: int = 16, **settings: object) -> Risk:
@@ -199,6 +200,10 @@ def test_the_simulated_controller_is_the_controller_itself_step_by_step(mode: Ri
                 assert values == pytest.approx(expected, rel=1e-12, abs=1e-12)
         betas |= {method.beta for method in methods}
     assert len(betas) > 50, "a controller that stands still proves nothing"
+
+
+def test_every_mode_that_can_be_named_has_a_test_and_its_chains() -> None:
+    assert list(TESTS) == list(CHAINS) == list(get_args(RiskMode))
 
 
 def test_simulated_ties_count_as_if_they_were_in_random_order() -> None:

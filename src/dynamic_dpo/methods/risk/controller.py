@@ -1,8 +1,7 @@
 """Risk-controlled DPO: a test on the margins' upper tail tightens or loosens beta while training runs.
 
-This module is the controller: its one state, the order of its steps, and mode ``paper``, the faithful one,
-spelled out. The other modes' tests have a file each; settings stand in `risk_config`, equations in
-`dynamic_dpo.loss.risk`. Where margins come from is not known here.
+This module is the controller: its one state, and the order of its steps. Its settings stand in `config`, each mode's
+test in a file of its own, of which `paper` is the faithful one, and equations in `dynamic_dpo.loss.risk`.
 """
 
 from __future__ import annotations
@@ -12,10 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 
-from dynamic_dpo.loss.risk import empirical_over_threshold_proportion, risk_statistic, risk_test
 from dynamic_dpo.methods.base import (
     BuildContext,
     PreferenceMethod,
@@ -23,76 +20,15 @@ from dynamic_dpo.methods.base import (
     check_state,
     finite_margins,
 )
-from dynamic_dpo.methods.risk.base import Reading, RiskTest
-from dynamic_dpo.methods.risk.config import MonitorMode, RiskConfig, RiskMode
-from dynamic_dpo.methods.risk.exact import ExactTest
+from dynamic_dpo.methods.risk.base import RiskReading
+from dynamic_dpo.methods.risk.config import RiskConfig
+from dynamic_dpo.methods.risk.modes import TESTS
 from dynamic_dpo.methods.risk.monitor import Monitor
-from dynamic_dpo.methods.risk.rm import RobbinsMonroTest
-from dynamic_dpo.methods.risk.target import TargetTest
 from dynamic_dpo.methods.steering import SteeringMethod, loss_to_steer
-from dynamic_dpo.utils.quantile import EMAUpdate, WarmupQuantileAccumulator
-
-__all__ = ["TESTS", "MonitorMode", "PaperTest", "Reading", "Risk", "RiskConfig", "RiskMode", "RiskTest"]
 
 STATE_VERSION = 1
 
 logger = logging.getLogger("dynamic_dpo")
-
-
-class PaperTest(RiskTest):
-    """The faithful test: tau follows the batches' quantiles, the statistic is squashed by tanh."""
-
-    mode = "paper"
-
-    def __init__(self, config: RiskConfig, pairs_per_update: int = 16) -> None:
-        super().__init__(config, pairs_per_update)
-        self.warmup = WarmupQuantileAccumulator(1.0 - config.delta)
-        self.threshold: EMAUpdate | None = None
-
-    @property
-    def tau(self) -> float | None:
-        """The threshold in nats; ``None`` before the warm-up's last batch."""
-        return self.threshold.tau if self.threshold else None
-
-    def observe(self, margins: Tensor) -> Reading | None:
-        """Take in one batch of finite margins; ``None`` while warming up."""
-        config = self.config
-        self.batches += 1
-        if self.threshold is None:
-            self.warmup.update(margins)
-            if self.batches >= config.warmup_steps:
-                self._start(self.warmup.finalize())
-            return None
-        # The batch enters tau before it is tested against it: that is the faithful order.
-        tau = self.threshold.update_tau(margins)
-        p_hat = empirical_over_threshold_proportion(margins, tau)
-        return Reading(tau, p_hat, *risk_statistic(p_hat, config.delta, margins.numel(), config.gamma))
-
-    def _start(self, tau: float) -> None:
-        self.threshold = EMAUpdate(tau, 1.0 - self.config.delta, self.config.momentum)
-        self.warmup = WarmupQuantileAccumulator(1.0 - self.config.delta)
-
-    def state_dict(self) -> State:
-        """Return counters, threshold and the margins of an unfinished warm-up."""
-        return {
-            "batches": self.batches,
-            "tau": self.tau,
-            "warmup": [batch.tolist() for batch in self.warmup.batches],
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        self.warmup, self.threshold = WarmupQuantileAccumulator(1.0 - self.config.delta), None
-        self.batches = int(state["batches"])
-        for batch in state["warmup"]:
-            self.warmup.update(torch.tensor(batch, dtype=torch.float32))
-        if state["tau"] is not None:
-            self._start(float(state["tau"]))
-
-
-TESTS: dict[RiskMode, type[RiskTest]] = {
-    test.mode: test for test in (PaperTest, ExactTest, RobbinsMonroTest, TargetTest)
-}
 
 
 class Risk(SteeringMethod):
@@ -156,18 +92,10 @@ class Risk(SteeringMethod):
         metrics = {"risk/warmup": float(reading is None), "risk/delta": self.config.delta}
         if reading is not None:
             self._beta = self.test.next_beta(self._beta, reading)
-            metrics |= {
-                "risk/tau": reading.tau,
-                "risk/p_hat": reading.p_hat,
-                "risk/fail": float(risk_test(reading.p_hat, self.config.delta)),
-                "risk/u": reading.u,
-                "risk/s": reading.s,
-                **self.test.details(),
-                **self._watch(reading, margins.numel()),
-            }
+            metrics |= {**self.test.metrics(reading), **self._watch(reading, margins.numel())}
         return {"risk/beta": self._beta, **metrics}
 
-    def _watch(self, reading: Reading, n: int) -> dict[str, float]:
+    def _watch(self, reading: RiskReading, n: int) -> dict[str, float]:
         if self.monitor is None:
             return {}
         if self.monitor.observe(p_hat=reading.p_hat, n=n):

@@ -1,22 +1,19 @@
 """How far a controller moves beta on margins that carry no signal: measured by simulation, many chains at once.
 
-Used for the read-out at the start of a run and to match the control arm ``schedule``. How a controller moves is
-`risk_chains`' to know; other laws of margins and questions than this one are the lab's.
+Used for the sentences at the start of a run and to match the control arm ``schedule``; other laws of margins are
+simulated in `dynamic_dpo.lab`.
 """
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from dynamic_dpo.loss.beta_binomial import reference_window
+import numpy as np
 
-if TYPE_CHECKING:
-    from dynamic_dpo.methods.risk.config import RiskConfig
-
-# The first tau of a long warm-up on noise needs no more margins than this.
-WARMUP_POOL = 8192
+from dynamic_dpo.methods.risk.config import RiskConfig
+from dynamic_dpo.methods.risk.modes import CHAINS, TESTS
 
 
 class NullDrift(NamedTuple):
@@ -53,16 +50,9 @@ def null_drift(
 
 @lru_cache(maxsize=64)
 def _simulate(config: RiskConfig, n: int, updates: int, chains: int, seed: int) -> NullDrift:
-    import numpy as np
-
-    from dynamic_dpo.methods.risk.chains import CHAINS
-
     draw = np.random.default_rng(seed)
     controller = CHAINS[config.mode](config, n, chains, seed=seed, bounded=False)
-    pool = min(config.warmup_steps * n, WARMUP_POOL)
-    if config.mode == "exact":
-        pool = reference_window(n, config.delta, config.window_multiple).size
-    controller.start(draw.standard_normal((chains, pool), dtype=np.float32))
+    controller.start(draw.standard_normal((chains, controller.pool_size), dtype=np.float32))
     start = controller.log_beta
     for _ in range(updates):
         controller.observe(draw.standard_normal((chains, n), dtype=np.float32))
@@ -73,13 +63,8 @@ def _simulate(config: RiskConfig, n: int, updates: int, chains: int, seed: int) 
 def describe_null_drift(config: RiskConfig, n: int, updates: int) -> str:
     """Return the sentence that a run prints at its start about drift on noise."""
     settings = f"risk controller ({config.mode}, n = {n}, delta = {config.delta})"
-    if config.mode == "exact":
-        return f"{settings}: calibrated, no drift of beta is expected on margins that carry no signal"
-    if config.mode == "target":
-        return (
-            f"{settings}: beta rises while more than a share {config.delta:g} of the margins exceeds "
-            f"{config.margin_budget:g} nats and falls while fewer do; its drift is no matter of noise"
-        )
+    if (known := TESTS[config.mode].known_drift(config)) is not None:
+        return f"{settings}: {known}"
     drift = null_drift(config, n)
     active = max(0, updates - config.warmup_steps)
     # Beyond 700 exp would overflow; beta is at its bound long before.
@@ -96,15 +81,7 @@ def describe_null_drift(config: RiskConfig, n: int, updates: int) -> str:
 
 def describe_monitor(config: RiskConfig) -> str:
     """Return the sentence that a run prints at its start about the monitor."""
-    meaning = {
-        "exact": "its threshold is about the number of updates between false alarms",
-        "rm": "its threshold is about the number of updates between false alarms",
-        "target": "its threshold is at least the mean number of updates to an alarm while no more than delta exceed "
-        "the budget",
-        "paper": "but mode paper tests a batch against a threshold that the batch has moved, and exceeds delta on "
-        "noise: alarms are no evidence here. Use mode exact, rm or target",
-    }[config.mode]
     return (
         f"monitor ({config.monitor}): looks for a rate of exceedance of {config.rate_to_detect:g} instead of "
-        f"{config.delta:g}, threshold {config.monitor_threshold:g}; {meaning}"
+        f"{config.delta:g}, threshold {config.monitor_threshold:g}; {TESTS[config.mode].on_alarm}"
     )

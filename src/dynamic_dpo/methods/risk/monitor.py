@@ -1,8 +1,7 @@
 """The monitor: tells from counts of exceedances when their rate has risen, with a known rate of false alarms.
 
 A Shiryaev–Roberts sum of e-values, kept in logarithms: an e-detector (Shin, Ramdas and Rinaldo, 2022,
-"E-detectors: a nonparametric framework for sequential change detection"). It sees counts, neither margins nor
-beta, and what an alarm leads to is the trainer's business.
+"E-detectors: a nonparametric framework for sequential change detection").
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The test of mode ``rm``: the threshold is found by stochastic approximation, in constant memory.
 
 After Robbins and Monro (1951, "A stochastic approximation method"): a batch is tested first, then tau moves
-towards the level that a share delta of margins exceeds. Nearly calibrated, without the window of `risk_exact`.
+towards the level that a share delta of margins exceeds. Nearly calibrated, without the window of mode ``exact``.
 """
 
 from __future__ import annotations
@@ -9,12 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dynamic_dpo.loss.risk import quantile_gain, tied_mid_p_score
+from dynamic_dpo.loss.risk import quantile_gain
 from dynamic_dpo.methods.base import State
-from dynamic_dpo.methods.risk.base import Reading, RiskTest, standardised
+from dynamic_dpo.methods.risk.base import RiskReading, RiskTest, read_against
+from dynamic_dpo.methods.risk.chains import (
+    ChainReading,
+    Floats,
+    Margins,
+    RiskChains,
+    quantiles,
+    read_chains_against,
+)
 from dynamic_dpo.methods.risk.config import RiskConfig
 from dynamic_dpo.utils.quantile import WarmupQuantileAccumulator
 
@@ -44,7 +53,7 @@ class RobbinsMonroTest(RiskTest):
         self.scale = 0.0
         self.recent = torch.empty(0)
 
-    def observe(self, margins: Tensor) -> Reading | None:
+    def observe(self, margins: Tensor) -> RiskReading | None:
         """Take in one batch of finite margins; ``None`` while warming up."""
         self.batches += 1
         self.recent = torch.cat([self.recent, margins])[-max(MIN_FOR_SPREAD, len(margins)) :]
@@ -66,9 +75,9 @@ class RobbinsMonroTest(RiskTest):
     def _trim(self) -> None:
         self.recent = self.recent[-MIN_FOR_SPREAD:]
 
-    def details(self) -> dict[str, float]:
-        """Return the margins' scale."""
-        return {"risk/scale": self.scale}
+    def metrics(self, reading: RiskReading) -> dict[str, float]:
+        """Return the reading and the margins' scale."""
+        return {**super().metrics(reading), "risk/scale": self.scale}
 
     def state_dict(self) -> State:
         """Return threshold, scale, the latest margins, and those of an unfinished warm-up."""
@@ -91,21 +100,6 @@ class RobbinsMonroTest(RiskTest):
             self.warmup.update(torch.tensor(batch, dtype=torch.float32))
 
 
-def read_against(tau: float, margins: Tensor, delta: float) -> Reading:
-    """Test a batch against a threshold that was fixed before it, with the mid-p score.
-
-    Args:
-        tau: The threshold, nats.
-        margins: The batch. Shape [N].
-        delta: Tolerated rate of exceedance.
-    """
-    n = margins.numel()
-    values = margins.double()
-    above, ties = int((values > tau).sum()), int((values == tau).sum())
-    p_hat = (above + delta * ties) / n
-    return Reading(tau, p_hat, standardised(p_hat, delta, n), tied_mid_p_score(above, ties, n, delta))
-
-
 def spread(margins: Tensor) -> float:
     """Return the interquartile range over that of a standard normal law; 0 for a single margin.
 
@@ -115,3 +109,37 @@ def spread(margins: Tensor) -> float:
     """
     low, high = torch.quantile(margins[: 2**24].double(), torch.tensor([0.25, 0.75], dtype=torch.float64))
     return float(high - low) / NORMAL_IQR
+
+
+class RobbinsMonroChains(RiskChains):
+    """Mode ``rm``: tau moves by stochastic approximation after each test."""
+
+    def __init__(
+        self, config: RiskConfig, pairs_per_update: int, chains: int, *, seed: int = 0, bounded: bool = True
+    ) -> None:
+        super().__init__(config, pairs_per_update, chains, seed=seed, bounded=bounded)
+        self.eta = quantile_gain(config.momentum, config.delta)
+
+    def _begin(self, collected: Margins) -> None:
+        self.tau = quantiles(collected, 1.0 - self.config.delta)
+        self.scale = spreads(collected)
+        self.recent = collected[:, -MIN_FOR_SPREAD:]
+
+    def _test(self, margins: Margins) -> ChainReading:
+        delta, momentum = self.config.delta, self.config.momentum
+        reading = read_chains_against(self.tau, margins, delta)
+        self.tau = self.tau + self.eta * self.scale * (reading.p_hat - delta)
+        recent = np.concatenate([self.recent, margins], axis=1)
+        self.scale = (1.0 - momentum) * self.scale + momentum * spreads(
+            recent[:, -max(MIN_FOR_SPREAD, margins.shape[1]) :]
+        )
+        self.recent = recent[:, -MIN_FOR_SPREAD:]
+        return reading
+
+
+def spreads(margins: Margins) -> Floats:
+    """Return the interquartile range of each row over that of a standard normal law. Shape [C]."""
+    levels = torch.tensor([0.25, 0.75], dtype=torch.float64)
+    low, high = torch.quantile(torch.from_numpy(margins).double(), levels, dim=1)
+    found: Floats = ((high - low) / NORMAL_IQR).numpy()
+    return found

@@ -10,13 +10,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from dynamic_dpo.loss.risk import clip_beta
 from dynamic_dpo.methods.base import State, check_state
-from dynamic_dpo.methods.risk.base import Reading, RiskTest
+from dynamic_dpo.methods.risk.base import RiskReading, RiskTest, read_against
+from dynamic_dpo.methods.risk.chains import ChainReading, Floats, Margins, RiskChains, read_chains_against
 from dynamic_dpo.methods.risk.config import RiskConfig
-from dynamic_dpo.methods.risk.rm import read_against
 
 
 class TargetTest(RiskTest):
@@ -31,6 +32,10 @@ class TargetTest(RiskTest):
     """
 
     mode = "target"
+    on_alarm = (
+        "its threshold is at least the mean number of updates to an alarm while no more than delta exceed the "
+        "budget"
+    )
 
     def __init__(self, config: RiskConfig, pairs_per_update: int) -> None:
         super().__init__(config, pairs_per_update)
@@ -39,14 +44,22 @@ class TargetTest(RiskTest):
         self.error = 0.0
         self.integral = 0.0
 
-    def observe(self, margins: Tensor) -> Reading | None:
+    @classmethod
+    def known_drift(cls, config: RiskConfig) -> str:
+        """Say what is held instead."""
+        return (
+            f"beta rises while more than a share {config.delta:g} of the margins exceeds {config.margin_budget:g} "
+            "nats and falls while fewer do; its drift is no matter of noise"
+        )
+
+    def observe(self, margins: Tensor) -> RiskReading | None:
         """Take in one batch of finite margins; ``None`` while warming up, when margins start from 0."""
         self.batches += 1
         if self.batches <= self.config.warmup_steps:
             return None
         return read_against(self.tau, margins, self.config.delta)
 
-    def next_beta(self, beta: float, reading: Reading) -> float:
+    def next_beta(self, beta: float, reading: RiskReading) -> float:
         """Return beta after ``reading``; the present one plays no part."""
         config, momentum = self.config, self.config.momentum
         self.error = (1.0 - momentum) * self.error + momentum * reading.s
@@ -65,9 +78,9 @@ class TargetTest(RiskTest):
         gain_i = config.gain_i * config.scale
         return math.log(config.beta_0) + config.gain_p * self.error + gain_i * integral
 
-    def details(self) -> dict[str, float]:
-        """Return the smoothed score and its sum."""
-        return {"risk/error": self.error, "risk/integral": self.integral}
+    def metrics(self, reading: RiskReading) -> dict[str, float]:
+        """Return the reading, the smoothed score and its sum."""
+        return {**super().metrics(reading), "risk/error": self.error, "risk/integral": self.integral}
 
     def state_dict(self) -> State:
         """Return the batch counter, the smoothed score and its sum, and the budget they belong to."""
@@ -84,3 +97,32 @@ class TargetTest(RiskTest):
         self.batches = int(state["batches"])
         self.error = float(state["error"])
         self.integral = float(state["integral"])
+
+
+class TargetChains(RiskChains):
+    """Mode ``target``: a proportional-integral controller against a fixed budget."""
+
+    def __init__(
+        self, config: RiskConfig, pairs_per_update: int, chains: int, *, seed: int = 0, bounded: bool = True
+    ) -> None:
+        super().__init__(config, pairs_per_update, chains, seed=seed, bounded=bounded)
+        assert config.margin_budget is not None  # RiskConfig sees to it
+        self.tau = np.full(chains, config.margin_budget)
+        self.error = np.zeros(chains)
+        self.integral = np.zeros(chains)
+
+    def _test(self, margins: Margins) -> ChainReading:
+        return read_chains_against(self.tau, margins, self.config.delta)
+
+    def _move(self, reading: ChainReading) -> Floats:
+        momentum = self.config.momentum
+        self.error = (1.0 - momentum) * self.error + momentum * reading.s
+        wanted = self._wanted(self.integral + self.error)
+        pushes_out = ((wanted > self.high) & (self.error > 0)) | ((wanted < self.low) & (self.error < 0))
+        self.integral = np.where(pushes_out, self.integral, self.integral + self.error)
+        return np.clip(self._wanted(self.integral), self.low, self.high)
+
+    def _wanted(self, integral: Floats) -> Floats:
+        config = self.config
+        gain_i = config.gain_i * config.scale
+        return math.log(config.beta_0) + config.gain_p * self.error + gain_i * integral
