@@ -22,8 +22,8 @@ from dynamic_dpo.methods.base import (
     State,
     check_state,
 )
+from dynamic_dpo.methods.building_blocks import Moments, batch_moments, finite_values, follow
 from dynamic_dpo.methods.dpo import logistic_losses
-from dynamic_dpo.methods.moments import Moments, batch_moments, finite_values, follow
 from dynamic_dpo.methods.settings import beta_setting, check_settings, setting
 
 if TYPE_CHECKING:

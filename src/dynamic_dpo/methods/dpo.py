@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dynamic_dpo.methods.base import Control, PairForward
-from dynamic_dpo.methods.fixed_beta import FixedBetaMethod
+from dynamic_dpo.errors import ConfigError
+from dynamic_dpo.methods.base import Control, PairForward, PreferenceMethod
+from dynamic_dpo.methods.building_blocks import FixedBetaMethod
 from dynamic_dpo.methods.settings import beta_setting, check_settings, setting
 
 if TYPE_CHECKING:
@@ -58,3 +59,19 @@ class DPO(FixedBetaMethod):
     def losses(self, forward: PairForward, control: Control) -> Tensor:
         """Return the weighted logistic loss of each pair. Shape [B]."""
         return control.weight * logistic_losses(forward.margins, control.beta, self.config.label_smoothing)
+
+
+def loss_to_steer(loss: PreferenceMethod | None, beta_0: float, label_smoothing: float) -> PreferenceMethod:
+    """Return what a controller steers: ``loss``, or where there is none the logistic loss with ``label_smoothing``.
+
+    Raises:
+        ConfigError: If both are given: the smoothing is the logistic loss's own.
+    """
+    if loss is None:
+        return DPO(DPOMethodConfig(beta=beta_0, label_smoothing=label_smoothing))
+    if label_smoothing:
+        raise ConfigError(
+            f"label_smoothing is {label_smoothing} and loss is {loss.name}: smoothing belongs to the logistic loss; "
+            "give it to DPOMethodConfig, or leave loss out"
+        )
+    return loss

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dynamic_dpo.methods.base import Control, PairForward
-from dynamic_dpo.methods.fixed_beta import FixedBetaMethod
+from dynamic_dpo.methods.building_blocks import FixedBetaMethod
 from dynamic_dpo.methods.settings import beta_setting, check_settings
 
 if TYPE_CHECKING:

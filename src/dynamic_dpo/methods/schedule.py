@@ -23,9 +23,10 @@ from dynamic_dpo.methods.base import (
     check_state,
     finite_margins,
 )
+from dynamic_dpo.methods.building_blocks import SteeringMethod
+from dynamic_dpo.methods.dpo import loss_to_steer
 from dynamic_dpo.methods.risk.config import RiskConfig
 from dynamic_dpo.methods.risk.drift import null_drift
-from dynamic_dpo.methods.steering import SteeringMethod, loss_to_steer
 
 
 @dataclass(frozen=True)

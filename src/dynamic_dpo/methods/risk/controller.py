@@ -20,11 +20,12 @@ from dynamic_dpo.methods.base import (
     check_state,
     finite_margins,
 )
+from dynamic_dpo.methods.building_blocks import SteeringMethod
+from dynamic_dpo.methods.dpo import loss_to_steer
 from dynamic_dpo.methods.risk.base import RiskReading
 from dynamic_dpo.methods.risk.config import RiskConfig
 from dynamic_dpo.methods.risk.modes import TESTS
 from dynamic_dpo.methods.risk.monitor import Monitor
-from dynamic_dpo.methods.steering import SteeringMethod, loss_to_steer
 
 STATE_VERSION = 1
 
