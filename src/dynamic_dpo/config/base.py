@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from dynamic_dpo.config.loader import dump_yaml
+from dynamic_dpo.config.yaml_files import dump_yaml
 from dynamic_dpo.utils.files import write_text
 from dynamic_dpo.utils.secrets import redact_values
 
