@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynamic_dpo.errors import CheckpointError, ConfigError, DynamicDPOError
+from dynamic_dpo.runs.files import CHECKPOINT_PREFIX, CONFIG
 from dynamic_dpo.utils.files import write_refused
 from dynamic_dpo.utils.secrets import RedactingFormatter, redact, show_faults_redacted
 from dynamic_dpo.utils.signals import Interrupted, stop_signals
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from dynamic_dpo.config.schema import TrainingConfig
 
 logger = logging.getLogger("dynamic_dpo")
-
-DATA_REPORT = ("data_report.json", "quarantine.jsonl")
 
 
 def is_main_process() -> bool:
@@ -127,11 +126,15 @@ def claim_output_folder(save_dir: str, *, resume: bool | str) -> bool | str:
         ConfigError: If the folder is a file, or holds something and ``resume`` is false.
         CheckpointError: If there is nothing to resume from.
     """
+    from dynamic_dpo.data.ledger import QUARANTINE_FILE, REPORT_FILE
+
     folder = Path(save_dir).expanduser()
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"the output folder {save_dir} is a file; choose another save_dir")
     # A run that stopped at its data leaves only the report on it, and may simply be started again.
-    holds_something = folder.is_dir() and any(path.name not in DATA_REPORT for path in folder.iterdir())
+    holds_something = folder.is_dir() and any(
+        path.name not in (REPORT_FILE, QUARANTINE_FILE) for path in folder.iterdir()
+    )
     if isinstance(resume, str):
         if not Path(resume).is_dir():
             raise CheckpointError(f"no checkpoint to resume from at {resume}")
@@ -143,10 +146,10 @@ def claim_output_folder(save_dir: str, *, resume: bool | str) -> bool | str:
                 "save_dir, or remove it"
             )
         return False
-    if any(path.name.rsplit("-", 1)[1].isdecimal() for path in folder.glob("checkpoint-*")):
+    if any(path.name.rsplit("-", 1)[1].isdecimal() for path in folder.glob(f"{CHECKPOINT_PREFIX}*")):
         return True
     # A run that was killed before its first checkpoint has left its settings, logs and perhaps half a checkpoint.
-    was_begun = (folder / "config.yaml").is_file() and not any(folder.glob("*.safetensors"))
+    was_begun = (folder / CONFIG).is_file() and not any(folder.glob("*.safetensors"))
     if holds_something and not was_begun:
         raise CheckpointError(
             f"{save_dir} holds no checkpoint to resume from; remove it or choose another save_dir"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynamic_dpo.cli.common import run_command
 from dynamic_dpo.cli.lab_arguments import add_result_files, comma_list, read_assignments, write_result
+from dynamic_dpo.runs.files import CONFIG
 
 if TYPE_CHECKING:
     from dynamic_dpo.methods.risk.config import RiskConfig
@@ -55,7 +56,7 @@ def _command(argv: Sequence[str]) -> int:
 
 def _configured(run: Path) -> tuple[RiskConfig | None, dict[str, Any] | None]:
     """Return controller and method as the run's configuration has them; ``None`` where it left none."""
-    path = run / "config.yaml"
+    path = run / CONFIG
     if not path.is_file():
         return None, None
     from dynamic_dpo.cli.build_training import build_method, risk_settings

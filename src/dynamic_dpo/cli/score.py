@@ -11,6 +11,7 @@ from typing import Any
 
 from dynamic_dpo.cli.common import run_command
 from dynamic_dpo.errors import ConfigError
+from dynamic_dpo.runs.files import SUMMARY
 
 DESCRIPTION = "Score preference pairs with a trained policy and its reference."
 
@@ -107,7 +108,7 @@ def _from_config(path: str) -> dict[str, Any]:
 
 def _last_beta(folder: Path) -> float | None:
     """Return the beta with which a run ended, if its summary is there."""
-    path = folder / "run_summary.json"
+    path = folder / SUMMARY
     if not path.is_file():
         return None
     summary: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynamic_dpo.cli.common import claim_output_folder, is_main_process, run_training
 from dynamic_dpo.errors import ConfigError
+from dynamic_dpo.runs import files
 
 if TYPE_CHECKING:
     from dynamic_dpo.config.schema import TrainingConfig
@@ -130,10 +131,10 @@ def train_dpo(config: TrainingConfig) -> Any:
         resume_changed=section.resume_changed,
     )
     if is_main_process():
-        config.save(Path(section.save_dir) / "config.yaml")
+        config.save(Path(section.save_dir) / files.CONFIG)
         if section.debug_samples:
             log_dpo_debug_samples(
-                trainer, output_dir=Path(section.save_dir) / "debug", first_n=section.debug_samples
+                trainer, output_dir=Path(section.save_dir) / files.DEBUG_FOLDER, first_n=section.debug_samples
             )
     trainer.train(resume_from_checkpoint=trainer.find_checkpoint() if checkpoint is True else checkpoint)
     trainer.save_state()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynamic_dpo.cli.common import claim_output_folder, is_main_process, run_training
 from dynamic_dpo.errors import ConfigError
+from dynamic_dpo.runs.files import CONFIG
 
 if TYPE_CHECKING:
     from dynamic_dpo.config.schema import TrainingConfig
@@ -95,7 +96,7 @@ def train_sft(config: TrainingConfig) -> Any:
         peft_config=peft_config,
     )
     if is_main_process():
-        config.save(Path(section.save_dir) / "config.yaml")
+        config.save(Path(section.save_dir) / CONFIG)
     trainer.train(resume_from_checkpoint=trainer.find_checkpoint() if checkpoint is True else checkpoint)
     trainer.save_state()
     save_and_check(trainer, section.save_dir)

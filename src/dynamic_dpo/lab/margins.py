@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamic_dpo.errors import DataError
-from dynamic_dpo.runs.record import MARGINS, RunRecord, read_run
+from dynamic_dpo.runs.files import MARGIN_LOG_FOLDER
+from dynamic_dpo.runs.record import RunRecord, read_run
 
 Margins = NDArray[np.float32]
 
@@ -54,7 +55,7 @@ def margin_folder(run: RunRecord) -> Path:
         for path in (run.folder / named, Path(named)):
             if path.is_file():
                 return path.parent
-    return (run.folder / MARGINS).parent
+    return run.folder / MARGIN_LOG_FOLDER
 
 
 def _read(path: Path) -> Margins:

@@ -22,6 +22,7 @@ from dynamic_dpo.methods.dpo import DPO, DPOMethodConfig
 from dynamic_dpo.methods.risk.config import RiskConfig
 from dynamic_dpo.methods.risk.controller import Risk
 from dynamic_dpo.methods.schedule import Schedule, ScheduleConfig
+from dynamic_dpo.runs.files import CONFIG, SUMMARY
 from dynamic_dpo.runs.record import RunRecord, read_run
 
 OWN = "own"
@@ -186,8 +187,8 @@ def _own_settings(run: RunRecord, recorded: Mapping[str, Any], own: RiskConfig |
     if settings := recorded.get("settings"):
         return RiskConfig(**settings)
     raise DataError(
-        f"{run.folder} does not say what its controller's settings were: run_summary.json is missing (the run did "
-        "not end) or has none. Give them as `own`, or replay from the command line, which reads the run's config.yaml"
+        f"{run.folder} does not say what its controller's settings were: {SUMMARY} is missing (the run did not "
+        f"end) or has none. Give them as `own`, or replay from the command line, which reads the run's {CONFIG}"
     )
 
 

@@ -1,7 +1,7 @@
 """The margin log: every controller update leaves its margins and what the controller made of them.
 
 ``margins.jsonl`` and ``epoch_*/step_*.npy`` hold the margins, ``controller.jsonl`` the controller's reading.
-In all of them updates count from 1. The log knows neither trainer nor method.
+In all of them updates count from 1.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dynamic_dpo.errors import CheckpointError
 from dynamic_dpo.loss.dpo_loss import compute_and_log_model_margin
+from dynamic_dpo.runs.files import CONTROLLER, MARGIN_LOG_FOLDER, MARGINS
 from dynamic_dpo.utils.files import sync, write_refused
 from dynamic_dpo.utils.names import path_inside
 
@@ -34,8 +35,8 @@ class MarginLogConfig:
         save_per_rank: Whether every rank also logs its own pairs, in ``rank_*`` below the folder.
     """
 
-    log_dir: str = "logs/margins"
-    jsonl_name: str = "margins.jsonl"
+    log_dir: str = MARGIN_LOG_FOLDER
+    jsonl_name: str = MARGINS
     jsonl_sample_size: int = 32
     save_per_rank: bool = False
 
@@ -72,13 +73,13 @@ class MarginLog:
         self,
         folder: str | Path,
         *,
-        jsonl_name: str = "margins.jsonl",
+        jsonl_name: str = MARGINS,
         sample_size: int = 32,
         local: bool = False,
     ) -> None:
         self.folder = Path(folder)
         self.margins_path = self.folder / jsonl_name
-        self.controller_path = self.folder / "controller.jsonl"
+        self.controller_path = self.folder / CONTROLLER
         self.sample_size = sample_size
         self.local = local
         self._unsynced: list[Path] = []

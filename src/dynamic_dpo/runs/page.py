@@ -18,6 +18,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from dynamic_dpo.errors import DataError
+from dynamic_dpo.runs.files import PLOTS_FOLDER, REPORT
 from dynamic_dpo.runs.plots import Plot, draw_plots
 from dynamic_dpo.runs.record import RunRecord, as_number, read_run
 from dynamic_dpo.utils.files import write_text
@@ -67,11 +68,11 @@ def write_run_report(
         DataError: If ``run_dir`` holds no run, or ``out`` is a folder.
     """
     run = read_run(run_dir)
-    target = Path(out) if out is not None else run.folder / "report.html"
+    target = Path(out) if out is not None else run.folder / REPORT
     if target.is_dir():
         raise DataError(f"the report cannot be written to {target}: it is a folder; name a file in it")
     plots = draw_plots(run)
-    folder = run.folder / "plots"
+    folder = run.folder / PLOTS_FOLDER
     folder.mkdir(exist_ok=True)
     for plot in plots:
         (folder / f"{plot.name}.png").write_bytes(plot.png)

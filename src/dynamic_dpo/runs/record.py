@@ -12,11 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dynamic_dpo.errors import DataError
-
-SUMMARY = "run_summary.json"
-STATE = "trainer_state.json"
-MARGINS = "logs/margins/margins.jsonl"
-CONTROLLER = "logs/margins/controller.jsonl"
+from dynamic_dpo.runs.files import CHECKPOINT_PREFIX, CONTROLLER, MARGIN_LOG_FOLDER, MARGINS, SUMMARY, TRAINER_STATE
 
 Record = dict[str, Any]
 
@@ -69,12 +65,12 @@ def read_run(run_dir: str | Path) -> RunRecord:
     controller = _lines(_logged(folder, summary, "controller_path", CONTROLLER))
     if not (summary or state or margins or controller):
         raise DataError(
-            f"{folder} holds no training run: none of {SUMMARY}, {STATE}, {MARGINS} is there; "
+            f"{folder} holds no training run: none of {SUMMARY}, {TRAINER_STATE}, {MARGIN_LOG_FOLDER}/{MARGINS} is there; "
             "give the save_dir that the run was started with"
         )
     history = state.get("log_history", [])
     if not isinstance(history, list):
-        raise DataError(f"{folder}: log_history in {STATE} must be a list, got {type(history).__name__}")
+        raise DataError(f"{folder}: log_history in {TRAINER_STATE} must be a list, got {type(history).__name__}")
     return RunRecord(folder, summary, history, margins, controller)
 
 
@@ -90,15 +86,15 @@ def as_number(value: object) -> float:
 
 def _state_file(folder: Path) -> Path:
     """Return the trainer's state: the run's own, else that of its last checkpoint."""
-    own = folder / STATE
+    own = folder / TRAINER_STATE
     if own.exists():
         return own
     numbered = [
         (int(number), path)
-        for path in folder.glob("checkpoint-*")
-        if (number := path.name.removeprefix("checkpoint-")).isdecimal() and (path / STATE).exists()
+        for path in folder.glob(f"{CHECKPOINT_PREFIX}*")
+        if (number := path.name.removeprefix(CHECKPOINT_PREFIX)).isdecimal() and (path / TRAINER_STATE).exists()
     ]
-    return max(numbered)[1] / STATE if numbered else own
+    return max(numbered)[1] / TRAINER_STATE if numbered else own
 
 
 def _logged(folder: Path, summary: Record, key: str, default: str) -> Path:
@@ -108,7 +104,7 @@ def _logged(folder: Path, summary: Record, key: str, default: str) -> Path:
         for path in (folder / named, Path(named)):
             if path.is_file():
                 return path
-    return folder / default
+    return folder / MARGIN_LOG_FOLDER / default
 
 
 def _object(path: Path) -> Record:

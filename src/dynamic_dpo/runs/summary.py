@@ -8,38 +8,18 @@ import json
 import platform
 import resource
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
 
 from dynamic_dpo.errors import CheckpointError
+from dynamic_dpo.runs.files import SUMMARY
 from dynamic_dpo.utils.files import write_json, write_refused
 from dynamic_dpo.utils.secrets import redact_values
 
-SUMMARY_NAME = "run_summary.json"
 PACKAGES = ("dynamic-dpo", "torch", "transformers", "trl", "datasets", "accelerate", "peft")
-
-
-class StepClock(TrainerCallback):  # type: ignore[misc]
-    """Adds up the seconds spent inside optimizer steps: no evaluation, saving or reference pass."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._started = 0.0
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock."""
-        self._started = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop the clock; on a GPU, once the step is really done."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds += time.perf_counter() - self._started
 
 
 def peak_memory_bytes() -> int:
@@ -99,7 +79,7 @@ def write_run_summary(
         "config_hash": config_hash(config),
     }
     try:
-        return write_json(Path(folder) / SUMMARY_NAME, redact_values(summary))
+        return write_json(Path(folder) / SUMMARY, redact_values(summary))
     except OSError as error:
         advice = write_refused(error) or "look at the folder"
         raise CheckpointError(

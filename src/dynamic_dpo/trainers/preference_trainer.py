@@ -19,7 +19,6 @@ from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.rows import PairBatch
 from dynamic_dpo.methods.base import PreferenceMethod
 from dynamic_dpo.runs.margin_log import MarginLogConfig
-from dynamic_dpo.runs.summary import StepClock
 from dynamic_dpo.trainers.arguments import (
     Truncation,
     default_arguments,
@@ -31,7 +30,7 @@ from dynamic_dpo.trainers.checkpoints.resuming import RestoreLogSums, ResumableR
 from dynamic_dpo.trainers.guards import MarginGuard
 from dynamic_dpo.trainers.policy import PolicyAndReference
 from dynamic_dpo.trainers.ranks import check_ranks_agree, clear_rank_errors, reference_hash
-from dynamic_dpo.trainers.recorded_run import RecordedRun
+from dynamic_dpo.trainers.recorded_run import RecordedRun, StepClock
 from dynamic_dpo.trainers.reference_pass import collate_pairs
 from dynamic_dpo.trainers.referenced_data import ReferencedData
 from dynamic_dpo.trainers.whole_step import WholeStep

@@ -8,16 +8,36 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import torch
 from torch import Tensor
+from transformers import TrainerCallback
 
 from dynamic_dpo.methods.base import PreferenceMethod
 from dynamic_dpo.runs.margin_log import MarginLog
-from dynamic_dpo.runs.summary import StepClock, write_run_summary
+from dynamic_dpo.runs.summary import write_run_summary
 from dynamic_dpo.trainers.guards import MarginGuard
 from dynamic_dpo.trainers.policy import PolicyAndReference
 from dynamic_dpo.trainers.ranks import check_ranks_agree
 from dynamic_dpo.trainers.reference_pass import ReferencePass
 from dynamic_dpo.trainers.whole_step import WholeStep
+
+
+class StepClock(TrainerCallback):  # type: ignore[misc]
+    """Adds up the seconds spent inside optimizer steps: no evaluation, saving or reference pass."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._started = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop the clock; on a GPU, once the step is really done."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds += time.perf_counter() - self._started
 
 
 class RecordedRun:

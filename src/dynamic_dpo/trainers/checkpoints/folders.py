@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 
 from dynamic_dpo.errors import CheckpointError
+from dynamic_dpo.runs.files import CHECKPOINT_PREFIX
 from dynamic_dpo.trainers.checkpoints.manifest import fault_of, write_manifest
 from dynamic_dpo.utils.files import sync
 
 logger = logging.getLogger("dynamic_dpo")
 
-PREFIX = "checkpoint-"
 # In the run's folder, so that the commit is a rename within one disk.
 STAGING = ".checkpoint-in-progress"
 
@@ -26,8 +26,8 @@ def checkpoint_folders(run: str | Path) -> list[Path]:
     """Return a run's checkpoint folders, complete or not, the newest step first."""
     found = [
         path
-        for path in Path(run).glob(f"{PREFIX}*")
-        if path.is_dir() and path.name.removeprefix(PREFIX).isdecimal()
+        for path in Path(run).glob(f"{CHECKPOINT_PREFIX}*")
+        if path.is_dir() and path.name.removeprefix(CHECKPOINT_PREFIX).isdecimal()
     ]
     return sorted(found, key=_step, reverse=True)
 
@@ -99,7 +99,7 @@ def clean(run: str | Path) -> None:
     staging = Path(run) / STAGING
     if not staging.is_dir():
         return
-    for old in staging.glob(f"replaced-{PREFIX}*"):
+    for old in staging.glob(f"replaced-{CHECKPOINT_PREFIX}*"):
         final = staging.parent / old.name.removeprefix("replaced-")
         if not final.exists():
             old.rename(final)
@@ -152,5 +152,5 @@ def rotate(committed: Path, *, keep: int | None, best: str | Path | None = None)
 
 
 def _step(path: Path) -> int:
-    number = path.name.removeprefix(PREFIX)
+    number = path.name.removeprefix(CHECKPOINT_PREFIX)
     return int(number) if number.isdecimal() else sys.maxsize

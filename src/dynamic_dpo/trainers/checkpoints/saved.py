@@ -15,14 +15,13 @@ import torch
 from safetensors import safe_open
 
 from dynamic_dpo.errors import CheckpointError
+from dynamic_dpo.runs.files import CONTROLLER_STATE
 from dynamic_dpo.utils.files import write_json
-
-STATE_NAME = "controller_state.json"
 
 
 def save_controller_state(folder: str | Path, state: Mapping[str, Any]) -> None:
     """Write the controller's state into a checkpoint folder."""
-    path = Path(folder) / STATE_NAME
+    path = Path(folder) / CONTROLLER_STATE
     # Not write_json alone: a NaN in the state would be a fault of ours, and must not become null in silence.
     json.dumps(state, allow_nan=False)
     write_json(path, state)
@@ -34,7 +33,7 @@ def load_controller_state(folder: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If it is missing or unreadable.
     """
-    path = Path(folder) / STATE_NAME
+    path = Path(folder) / CONTROLLER_STATE
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

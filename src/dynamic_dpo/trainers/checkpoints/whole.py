@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from transformers import TrainerState
 
 from dynamic_dpo.errors import CheckpointError, DynamicDPOError
+from dynamic_dpo.runs.files import CHECKPOINT_PREFIX, TRAINER_STATE
 from dynamic_dpo.trainers.checkpoints.folders import (
-    PREFIX,
     STAGING,
     check_complete,
     clean,
@@ -32,8 +32,6 @@ from dynamic_dpo.trainers.checkpoints.folders import (
 from dynamic_dpo.utils.files import write_refused
 
 logger = logging.getLogger("dynamic_dpo")
-
-TRAINER_STATE = "trainer_state.json"
 
 # What reading a file raises that is damaged, malicious or another model's.
 _NO_DATA = (
@@ -157,7 +155,7 @@ class WholeCheckpoints:
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         run = Path(self._get_output_dir(trial))
-        name = f"{PREFIX}{self.state.global_step}"
+        name = f"{CHECKPOINT_PREFIX}{self.state.global_step}"
         best = self.state.best_model_checkpoint
         if self.state.best_global_step == self.state.global_step:
             best = str(run / name)
