@@ -21,7 +21,7 @@ from dynamic_dpo.errors import CheckpointError, ModelError
 from dynamic_dpo.methods import Risk, RiskConfig
 from dynamic_dpo.models.sources import load_model, load_tokenizer, resolve_model
 from dynamic_dpo.trainers import PreferenceTrainer
-from dynamic_dpo.trainers.checkpoints.manifest import write_manifest
+from dynamic_dpo.trainers.checkpoints.file_list import write_file_list
 from places import ROOT, TESTS
 from tiny import random_pairs, tiny_llama, training_arguments, word_tokenizer
 
@@ -137,13 +137,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def resumed(run: Path, tmp_path: Path, name: str, spoil: Callable[[Path], None]) -> None:
-    """Resume from a copy of the checkpoint with one file replaced and a manifest that vouches for it."""
+    """Resume from a copy of the checkpoint with one file replaced and a file list that vouches for it."""
     checkpoint = tmp_path / "run" / "checkpoint-1"
     shutil.copytree(run, checkpoint)
     if name == "pytorch_model.bin":
         (checkpoint / "model.safetensors").unlink()
     spoil(checkpoint / name)
-    write_manifest(checkpoint)
+    write_file_list(checkpoint)
     make(tmp_path / "run").train(resume_from_checkpoint=str(checkpoint))
 
 

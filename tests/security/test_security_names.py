@@ -11,7 +11,7 @@ import pytest
 from dynamic_dpo.config import get_evaluation_config, get_training_config, load_yaml
 from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.runs.margin_log import MarginLogConfig
-from dynamic_dpo.trainers.checkpoints.manifest import MANIFEST_NAME, _digest, fault_of, write_manifest
+from dynamic_dpo.trainers.checkpoints.file_list import FILE_LIST, _digest, fault_of, write_file_list
 from dynamic_dpo.utils.files import write_json
 from dynamic_dpo.utils.names import name_fault, path_inside, relative_path_fault
 
@@ -159,13 +159,13 @@ def test_a_symbolic_link_does_not_lead_out_of_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["../outside.bin", "/etc/passwd", "a/../../outside.bin", "link.bin", "a\0b", ""]
 )
-def test_a_manifest_that_points_out_of_its_checkpoint_is_refused_unread(name: str, tmp_path: Path) -> None:
+def test_a_file_list_that_points_out_of_its_checkpoint_is_refused_unread(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint-1"
     folder.mkdir()
     (tmp_path / "outside.bin").write_bytes(b"1")
     (folder / "link.bin").symlink_to(tmp_path / "outside.bin")
     files = {name: {"size": 1, "sha256": "0"}}
-    write_json(folder / MANIFEST_NAME, {"version": 1, "files": files, "sha256": _digest(files)})
+    write_json(folder / FILE_LIST, {"version": 1, "files": files, "sha256": _digest(files)})
     assert "is not to be trusted" in str(fault_of(folder))
 
 
@@ -182,11 +182,11 @@ def test_a_manifest_that_points_out_of_its_checkpoint_is_refused_unread(name: st
         {"a": {"size": None, "sha256": ""}},
     ],
 )
-def test_a_manifest_of_another_shape_is_damaged(files: object, tmp_path: Path) -> None:
+def test_a_file_list_of_another_shape_is_damaged(files: object, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"1")
-    write_manifest(tmp_path)
+    write_file_list(tmp_path)
     assert fault_of(tmp_path) is None
-    write_json(tmp_path / MANIFEST_NAME, {"version": 1, "files": files, "sha256": _digest(files)})
+    write_json(tmp_path / FILE_LIST, {"version": 1, "files": files, "sha256": _digest(files)})
     assert "damaged" in str(fault_of(tmp_path)) or fault_of(tmp_path) is None is files
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from dynamic_dpo.trainers.checkpoints.file_list import fault_of
 from dynamic_dpo.trainers.checkpoints.folders import checkpoint_folders, clean
-from dynamic_dpo.trainers.checkpoints.manifest import fault_of
 from torture.faults import KILLED, Faults, Kind, struck_by, watched
 from torture.processes import REFUSED, Forked
 from torture.tiny_run import train, warm_up

@@ -14,6 +14,7 @@ import pytest
 from transformers import TrainerCallback
 
 from dynamic_dpo.errors import CheckpointError
+from dynamic_dpo.trainers.checkpoints.file_list import FILE_LIST, fault_of, write_file_list
 from dynamic_dpo.trainers.checkpoints.folders import (
     STAGING,
     check_complete,
@@ -25,7 +26,6 @@ from dynamic_dpo.trainers.checkpoints.folders import (
     set_aside_newer,
     stage,
 )
-from dynamic_dpo.trainers.checkpoints.manifest import MANIFEST_NAME, fault_of, write_manifest
 from dynamic_dpo.utils.files import write_refused
 from torture.corruption import KINDS, corrupt
 from torture.processes import REFUSED, Forked
@@ -49,7 +49,7 @@ def test_a_committed_checkpoint_is_whole_and_leaves_nothing_beside_it(tmp_path: 
     assert folder == tmp_path / "checkpoint-3"
     assert fault_of(folder) is None
     assert names(tmp_path) == ["checkpoint-3"]
-    listed = json.loads((folder / MANIFEST_NAME).read_text())["files"]
+    listed = json.loads((folder / FILE_LIST).read_text())["files"]
     assert {name: entry["size"] for name, entry in listed.items()} == {"weights": 100, "nested/state": 2}
     check_complete(folder)
 
@@ -68,7 +68,7 @@ def test_a_damaged_checkpoint_is_skipped_and_the_reason_is_said(
 ) -> None:
     for step in (1, 2, 3):
         write(tmp_path, step)
-    (tmp_path / "checkpoint-3" / MANIFEST_NAME).unlink()
+    (tmp_path / "checkpoint-3" / FILE_LIST).unlink()
     (tmp_path / "checkpoint-2" / "weights").write_bytes(b"w" * 99 + b"v")
     assert newest_complete(tmp_path) == tmp_path / "checkpoint-1"
     assert "checkpoint-3 is skipped: it has no manifest.json" in caplog.text
@@ -98,9 +98,11 @@ def test_a_run_with_damaged_checkpoints_only_is_an_error_and_one_without_any_is_
         ('{"version": 1, "files": {}, "sha256": ""}', "is damaged"),
     ],
 )
-def test_a_manifest_that_is_not_its_own_hash_is_no_manifest(tmp_path: Path, content: str, fault: str) -> None:
+def test_a_file_list_that_is_not_its_own_hash_is_no_file_list(
+    tmp_path: Path, content: str, fault: str
+) -> None:
     folder = write(tmp_path, 1)
-    (folder / MANIFEST_NAME).write_text(content)
+    (folder / FILE_LIST).write_text(content)
     assert fault in str(fault_of(folder))
 
 
@@ -108,8 +110,8 @@ def test_a_file_that_was_added_later_changes_nothing(tmp_path: Path) -> None:
     folder = write(tmp_path, 1)
     (folder / "notes.txt").write_text("mine")
     assert fault_of(folder) is None
-    write_manifest(folder)
-    assert "notes.txt" in json.loads((folder / MANIFEST_NAME).read_text())["files"]
+    write_file_list(folder)
+    assert "notes.txt" in json.loads((folder / FILE_LIST).read_text())["files"]
 
 
 def test_rotation_spares_the_newest_the_best_and_what_was_just_committed(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Checkpoint folders on disk: staged, committed by one rename, found again, rotated.
 
-A folder ``checkpoint-N`` exists only whole: it is filled under another name, listed (`manifest`) and renamed. What a
-checkpoint holds is not known here; every function is for the main process alone.
+A folder ``checkpoint-N`` exists only whole: it is filled under another name, listed (`file_list`) and renamed. Every
+function is for the main process alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dynamic_dpo.errors import CheckpointError
 from dynamic_dpo.runs.files import CHECKPOINT_PREFIX
-from dynamic_dpo.trainers.checkpoints.manifest import fault_of, write_manifest
+from dynamic_dpo.trainers.checkpoints.file_list import fault_of, write_file_list
 from dynamic_dpo.utils.files import sync
 
 logger = logging.getLogger("dynamic_dpo")
@@ -84,7 +84,7 @@ def commit(run: str | Path, name: str) -> Path:
         OSError: If the disk refuses; the run's checkpoints are then those from before.
     """
     staged, final = Path(run) / STAGING / name, Path(run) / name
-    write_manifest(staged)
+    write_file_list(staged)
     if final.exists():
         # A run that was resumed further back comes by again. `clean` puts it back if the next line is the last.
         final.rename(staged.with_name(f"replaced-{name}"))
