@@ -11,7 +11,7 @@ import pytest
 
 from dynamic_dpo.errors import ConfigError, DataError, JudgeError
 from dynamic_dpo.eval.collected import collect
-from dynamic_dpo.eval.generate.engines import GenerationSettings
+from dynamic_dpo.eval.generate.settings import GenerationSettings
 from dynamic_dpo.eval.judges.base import Reply
 from dynamic_dpo.eval.judges.verdict import Verdict
 from dynamic_dpo.eval.judging.spending import Budget

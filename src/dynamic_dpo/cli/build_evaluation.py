@@ -22,7 +22,7 @@ def build_plan(config: EvaluationConfig) -> EvaluationPlan:
     Raises:
         ConfigError: If settings are missing or cannot be carried out together.
     """
-    from dynamic_dpo.eval.generate.engines import GenerationSettings
+    from dynamic_dpo.eval.generate.settings import GenerationSettings
     from dynamic_dpo.eval.model_spec import ModelSpec
     from dynamic_dpo.eval.plan import EvaluationPlan, StatisticsSettings
 

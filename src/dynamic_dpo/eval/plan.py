@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dynamic_dpo.errors import ConfigError
-from dynamic_dpo.eval.generate.engines import GenerationSettings
+from dynamic_dpo.eval.generate.settings import GenerationSettings
 from dynamic_dpo.eval.judges.base import Judge
 from dynamic_dpo.eval.judging.spending import Budget
 from dynamic_dpo.eval.model_spec import ModelSpec

@@ -14,8 +14,9 @@ import torch
 
 from dynamic_dpo.errors import ConfigError, DataError
 from dynamic_dpo.eval.generate.batched import Generation
-from dynamic_dpo.eval.generate.engines import GenerationSettings, TransformersEngine, open_engine
+from dynamic_dpo.eval.generate.engines import TransformersEngine, open_engine
 from dynamic_dpo.eval.generate.ready import REFERENCE, ModelOutputs
+from dynamic_dpo.eval.generate.settings import GenerationSettings
 from dynamic_dpo.eval.generate.stage import (
     identify_model,
     read_outputs,

@@ -15,7 +15,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from dynamic_dpo.eval.generate.batched import Generation
-from dynamic_dpo.eval.generate.engines import GenerationSettings, OutputEngine, open_engine
+from dynamic_dpo.eval.generate.engines import open_engine
 from dynamic_dpo.eval.generate.ready import (
     ModelOutputs,
     WrittenModel,
@@ -23,6 +23,7 @@ from dynamic_dpo.eval.generate.ready import (
     is_ready,
     ready_outputs,
 )
+from dynamic_dpo.eval.generate.settings import GenerationSettings, OutputEngine
 from dynamic_dpo.eval.lint import lint_output
 from dynamic_dpo.eval.model_spec import ModelSpec
 from dynamic_dpo.eval.prompts.format import model_prompt

@@ -1,4 +1,4 @@
-"""vLLM behind the interface of ``output_engine``: for many prompts on one or several GPUs.
+"""vLLM as an engine: for many prompts on one or several GPUs.
 
 Prompts are rendered here, by the same function as everywhere, and vLLM is given token ids; text is decoded here too,
 so that a leaked template stays visible. Each output has a seed of its own, so that it does not depend on its
@@ -14,8 +14,8 @@ from typing import Any
 
 from dynamic_dpo.errors import ConfigError, ModelError
 from dynamic_dpo.eval.generate.batched import Generation
-from dynamic_dpo.eval.generate.engines import GenerationSettings
 from dynamic_dpo.eval.generate.sampling import row_key
+from dynamic_dpo.eval.generate.settings import GenerationSettings
 from dynamic_dpo.eval.prompts.render import Prompt, prompt_key, render_prompt
 from dynamic_dpo.models.adapters import ModelFiles, pick_device
 from dynamic_dpo.models.sources import load_tokenizer
