@@ -2,10 +2,7 @@
 
 Prompts are rendered once, padded on the left and decoded with the model's own cache; a prompt sampled
 several times is read once, and rows that have stopped leave the batch. Batch size and order change the
-speed, not the text (in float32: shorter types round differently in different batches). What the prompts
-are for, and who judges the outputs, is not known here.
-
-The module can be called as its function: ``dynamic_dpo.eval.generate.batched(model, tokenizer, prompts)``.
+speed, not the text (in float32: shorter types round differently in different batches).
 """
 
 from __future__ import annotations
