@@ -11,7 +11,7 @@ from dynamic_dpo.config import get_evaluation_config, get_training_config, load_
 from dynamic_dpo.config.base import walk
 from dynamic_dpo.config.key_reference import describe_keys, render_help, render_markdown
 from dynamic_dpo.config.schema import EvaluationConfig, TrainingConfig
-from dynamic_dpo.eval.gpt_oracle import GPT4Oracle
+from dynamic_dpo.eval.judges.gpt4_oracle import GPT4Oracle
 from dynamic_dpo.eval.judges.verdict import Verdict, parse_verdict
 from places import ROOT
 

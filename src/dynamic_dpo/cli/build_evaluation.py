@@ -136,8 +136,8 @@ def build_judge(config: EvaluationConfig) -> Judge:
 
     judge, oracle = config.judge, config.gpt4_oracle
     if judge.kind == "openai":
-        from dynamic_dpo.eval.gpt_oracle import GPT4Oracle
         from dynamic_dpo.eval.judges.chat_judge import OracleJudge
+        from dynamic_dpo.eval.judges.gpt4_oracle import GPT4Oracle
         from dynamic_dpo.eval.judges.template import judge_template
 
         return OracleJudge(

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dynamic_dpo.eval.generate.batched import Generation as Generation
     from dynamic_dpo.eval.generate.batched import generate as generate
-    from dynamic_dpo.eval.gpt_oracle import GPT4Oracle as GPT4Oracle
-    from dynamic_dpo.eval.gpt_oracle import Judgement as Judgement
     from dynamic_dpo.eval.judges.base import PointwiseJudge as PointwiseJudge
     from dynamic_dpo.eval.judges.chat_judge import OracleJudge as OracleJudge
     from dynamic_dpo.eval.judges.function import FunctionScorer as FunctionScorer
+    from dynamic_dpo.eval.judges.gpt4_oracle import GPT4Oracle as GPT4Oracle
+    from dynamic_dpo.eval.judges.gpt4_oracle import Judgement as Judgement
     from dynamic_dpo.eval.judges.reward_model import RewardModelScorer as RewardModelScorer
     from dynamic_dpo.eval.judges.verdict import Verdict as Verdict
     from dynamic_dpo.eval.judges.verdict import parse_verdict as parse_verdict
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 _HOME = {
     "EvaluationData": "eval.report.data",
     "FunctionScorer": "eval.judges.function",
-    "GPT4Oracle": "eval.gpt_oracle",
+    "GPT4Oracle": "eval.judges.gpt4_oracle",
     "Generation": "eval.generate.batched",
     "JudgeLedger": "eval.judging.ledger",
-    "Judgement": "eval.gpt_oracle",
+    "Judgement": "eval.judges.gpt4_oracle",
     "JudgementRecord": "eval.records",
     "OracleJudge": "eval.judges.chat_judge",
     "OutputRecord": "eval.records",

@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 
 from dynamic_dpo.errors import ConfigError, JudgeError
-from dynamic_dpo.eval.gpt_oracle import GPT4Oracle
 from dynamic_dpo.eval.judges.base import Judge
 from dynamic_dpo.eval.judges.chat.capabilities import Capabilities
 from dynamic_dpo.eval.judges.chat.server import Token
 from dynamic_dpo.eval.judges.chat_judge import OracleJudge
+from dynamic_dpo.eval.judges.gpt4_oracle import GPT4Oracle
 from dynamic_dpo.eval.judges.template import custom_template, judge_template, judge_template_names
 from dynamic_dpo.eval.judges.token_probs import verdict_probabilities
 from dynamic_dpo.eval.judges.verdict import Verdict, parse_verdict, read_reply
@@ -507,7 +507,7 @@ def test_a_refused_key_ends_the_stage_and_is_written_nowhere(
 
 CHILD = """
 import sys
-from dynamic_dpo.eval.gpt_oracle import GPT4Oracle
+from dynamic_dpo.eval.judges.gpt4_oracle import GPT4Oracle
 from dynamic_dpo.eval.judging.ledger import JudgeLedger
 from dynamic_dpo.eval.judging.stage import run_judging
 from dynamic_dpo.eval.judges.template import judge_template

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from dynamic_dpo.errors import ConfigError, JudgeError
-from dynamic_dpo.eval.gpt_oracle import GPT4Oracle, Usage, content_id
 from dynamic_dpo.eval.judges.chat.retry import RetryPolicy, retry_after
+from dynamic_dpo.eval.judges.chat.server import Usage
+from dynamic_dpo.eval.judges.gpt4_oracle import GPT4Oracle, content_id
 from dynamic_dpo.eval.judges.verdict import Verdict
 from scripted_server import Answer, ScriptedServer, completion, error
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from dynamic_dpo.errors import ConfigError
-from dynamic_dpo.eval.gpt_oracle import GPT4Oracle
 from dynamic_dpo.eval.judges.base import Reply, conversation_text
+from dynamic_dpo.eval.judges.gpt4_oracle import GPT4Oracle
 from dynamic_dpo.eval.judges.template import VERDICT_SCHEMA, JudgeTemplate
 from dynamic_dpo.eval.judges.token_probs import verdict_probabilities
 from dynamic_dpo.eval.judges.verdict import Verdict, read_reply

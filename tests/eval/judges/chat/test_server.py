@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from dynamic_dpo.eval.gpt_oracle import GPT4Oracle
 from dynamic_dpo.eval.judges.chat_judge import OracleJudge
+from dynamic_dpo.eval.judges.gpt4_oracle import GPT4Oracle
 from dynamic_dpo.eval.judges.template import judge_template
 from dynamic_dpo.eval.judging.ledger import JudgeLedger
 from dynamic_dpo.eval.judging.questions import make_questions
