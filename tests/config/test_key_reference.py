@@ -116,11 +116,11 @@ def test_the_judge_takes_the_section_as_it_is_and_reads_the_verdicts_its_prompt_
     assert [parse_verdict(f"Reasons.\n{line}") for line in last_lines] == [Verdict.A, Verdict.B, Verdict.TIE]
 
 
-def test_the_judge_and_its_section_have_the_same_defaults_but_for_the_prompts():
+def test_the_judge_and_its_section_have_the_same_defaults():
     section = get_evaluation_config({}).gpt4_oracle.model_dump()
     own = {name: parameter.default for name, parameter in signature(GPT4Oracle).parameters.items()}
     assert section.keys() == own.keys() - {"base_url", "client"}
-    assert {key for key in section if section[key] != own[key]} == {"system_prompt", "prompt_template"}
+    assert {key for key in section if section[key] != own[key]} == set()
 
 
 def test_every_key_has_a_type_a_default_and_a_meaning():

@@ -164,20 +164,29 @@ def build_judge(config: EvaluationConfig) -> Judge:
 
 def _identity(config: EvaluationConfig) -> dict[str, Any]:
     """Return the settings that verdicts depend on; not those of speed, price and patience."""
+    from dynamic_dpo.eval.judges.template import custom_template
+
     judge, oracle = config.judge, config.gpt4_oracle
     if judge.kind != "openai":
         return judge.model_dump(include={"kind", "reward_model", "function", "tie_tolerance"})
     own = {"kind", "template", "max_invalid_retries", "logprobs", "json_schema"}
-    asked = {"model", "temperature", "max_tokens"}
+    identity = judge.model_dump(include=own) | oracle.model_dump(
+        include={"model", "temperature", "max_tokens"}
+    )
     if judge.template == "custom":
-        asked |= {"system_prompt", "prompt_template"}
-    return judge.model_dump(include=own) | oracle.model_dump(include=asked)
+        # The texts themselves, as in version 0.2, whether they were written into the file or are the default's.
+        asked = custom_template(oracle.system_prompt, oracle.prompt_template)
+        identity |= {"system_prompt": asked.system, "prompt_template": asked.question}
+    return identity
 
 
 def _refuse_unused_prompts(config: EvaluationConfig) -> None:
-    for key in ("system_prompt", "prompt_template"):
-        default = type(config.gpt4_oracle).model_fields[key].default
-        if getattr(config.gpt4_oracle, key) != default:
+    from dynamic_dpo.eval.judges.template import custom_template
+
+    default = custom_template()
+    for key, text in (("system_prompt", default.system), ("prompt_template", default.question)):
+        # Version 0.2 wrote the default's texts into the settings that it saved with an evaluation.
+        if getattr(config.gpt4_oracle, key) not in (None, text):
             raise ConfigError(
                 f"gpt4_oracle.{key} has no effect while judge.template is {config.judge.template}: leave it out, or "
                 "set judge.template=custom"

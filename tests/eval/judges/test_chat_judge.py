@@ -24,9 +24,11 @@ from dynamic_dpo.eval.judges.chat.capabilities import Capabilities
 from dynamic_dpo.eval.judges.chat.server import Token
 from dynamic_dpo.eval.judges.chat_judge import OracleJudge
 from dynamic_dpo.eval.judges.gpt4_oracle import GPT4Oracle
-from dynamic_dpo.eval.judges.template import custom_template, judge_template, judge_template_names
+from dynamic_dpo.eval.judges.template import (
+    judge_template,
+)
 from dynamic_dpo.eval.judges.token_probs import verdict_probabilities
-from dynamic_dpo.eval.judges.verdict import Verdict, parse_verdict, read_reply
+from dynamic_dpo.eval.judges.verdict import Verdict, read_reply
 from dynamic_dpo.eval.judging.ledger import JudgeLedger, read_ledger
 from dynamic_dpo.eval.judging.questions import Question, make_questions
 from dynamic_dpo.eval.judging.stage import run_judging
@@ -61,51 +63,6 @@ def make_judge(server: ScriptedServer, **options: Any) -> OracleJudge:
 
 def parameters(request: Request) -> set[str]:
     return set(request["body"]) - {"model", "messages"}
-
-
-# --- templates
-
-
-@pytest.mark.parametrize("name", ["hh-v1", "tldr-v1"])
-def test_a_template_asks_for_reasons_first_and_the_verdict_last(name: str) -> None:
-    template = judge_template(name)
-    for question in (template.question, template.question_json):
-        places = [question.index(place) for place in ("{prompt}", "{output_a}", "{output_b}")]
-        assert places == sorted(places)
-    last = template.question.rstrip().splitlines()[-3:]
-    assert [parse_verdict(line) for line in last] == [Verdict.A, Verdict.B, Verdict.TIE]
-    assert template.question.index("reasons") < template.question.index("Verdict:")
-    assert template.question_json.index('"reason"') < template.question_json.index('"verdict"')
-    assert "Verdict: A" not in template.question_json
-    assert len(template.sha256) == 64
-
-
-def test_an_unknown_template_is_named_with_those_there_are() -> None:
-    assert judge_template_names() == ["hh-v1", "tldr-v1"]
-    with pytest.raises(ConfigError, match=r"must be one of hh-v1, tldr-v1, got 'hh-v9'"):
-        judge_template("hh-v9")
-
-
-def test_templates_of_a_version_never_change() -> None:
-    # A changed text needs a new version: answers to the old one must not be taken for answers to the new.
-    assert {name: judge_template(name).sha256[:16] for name in judge_template_names()} == {
-        "hh-v1": "f67663d39670d3e0",
-        "tldr-v1": "a021b20a0f43e074",
-    }
-
-
-def test_a_custom_template_without_a_place_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"lacks \{output_a\}, \{output_b\}"):
-        custom_template("s", "{prompt}")
-
-
-def test_every_attempt_asks_in_other_words() -> None:
-    template = judge_template("hh-v1")
-    for as_json in (False, True):
-        texts = [template.messages("p", "x", "y", as_json=as_json, attempt=n)[1]["content"] for n in range(3)]
-        assert len(set(texts)) == 3
-        assert "Reminder" not in texts[0]
-        assert texts[1].startswith(texts[0].rstrip())
 
 
 # --- asking

@@ -10,9 +10,10 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from dynamic_dpo.config.base import Section, refuse
+from dynamic_dpo.eval.judges.template import TemplateName
 
 JudgeKind = Literal["openai", "reward_model", "function"]
-JudgeTemplateName = Literal["custom", "hh-v1", "tldr-v1"]
+JudgeTemplateName = Literal["custom", TemplateName]
 # Which keys speak of one kind of judge only: given with another, they would have no effect.
 _KIND_OF = {
     "base_url": "openai",
@@ -59,7 +60,7 @@ class JudgeSection(Section):
     )
     template: JudgeTemplateName = Field(
         default="custom",
-        description="Question put to a chat model: a versioned one, or gpt4_oracle.prompt_template.",
+        description="Question put to a chat model: a versioned one, or that of gpt4_oracle.",
     )
     both_orders: bool = Field(
         default=True,

@@ -1,7 +1,9 @@
 """The questions that a chat model is asked as a judge: versioned files of this package, or a user's own text.
 
 A template is the system prompt and the question, in a form that ends with a verdict line and in one that is answered
-by a JSON object. Who is asked, and how a reply is read, is not known here.
+by a JSON object. Those of the package are files in ``templates/`` with the parts ``[system]``, ``[question]``,
+``[line]`` and, where the general request for JSON does not do, ``[json]``. The text of a version never changes, since
+answers are found by its hash: another text is a new file and a name in `TemplateName`.
 """
 
 from __future__ import annotations
@@ -9,9 +11,13 @@ from __future__ import annotations
 import hashlib
 import re
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from dynamic_dpo.errors import ConfigError
+
+TemplateName = Literal["dialogue-v1", "hh-v1", "request-v1", "tldr-v1"]
+DEFAULT_TEMPLATE: TemplateName = "dialogue-v1"
+"""What is asked where nobody says otherwise: by `GPT4Oracle()` and by an evaluation file alike."""
 
 FIELDS = ("prompt", "output_a", "output_b")
 _FIELD = re.compile(r"\{(prompt|output_a|output_b)\}")
@@ -48,7 +54,8 @@ class JudgeTemplate(NamedTuple):
     """One way to ask.
 
     Attributes:
-        version: Name with version, such as ``hh-v1``; ``custom`` for a user's own text.
+        version: Name with version, such as ``hh-v1``; ``custom`` for texts that were given as such, be they the
+            default's.
         system: What the judge is and what counts for it.
         question: One comparison with ``{prompt}``, ``{output_a}`` and ``{output_b}``, to be answered with reasons
             and a last line ``Verdict: A``, ``Verdict: B`` or ``Verdict: tie``.
@@ -106,12 +113,12 @@ def judge_template(name: str) -> JudgeTemplate:
     content = (files(__package__) / "templates" / f"{name}.txt").read_text(encoding="utf-8")
     pieces = _PART.split(content)[1:]
     parts = dict(zip(pieces[::2], pieces[1::2], strict=True))
-    question = parts["question"]
+    question = parts["question"] + parts["line"]
     return JudgeTemplate(
         version=name,
-        system=parts["system"].strip(),
-        question=question + parts["line"],
-        question_json=question + parts["json"],
+        system=parts["system"].removesuffix("\n"),
+        question=question,
+        question_json=parts["question"] + parts["json"] if "json" in parts else _asking_for_json(question),
         sha256=_digest(content),
     )
 
@@ -120,24 +127,34 @@ def judge_template_names() -> list[str]:
     """Return the names of the package's templates.
 
     >>> judge_template_names()
-    ['hh-v1', 'tldr-v1']
+    ['dialogue-v1', 'hh-v1', 'request-v1', 'tldr-v1']
     """
-    folder = files(__package__) / "templates"
-    return sorted(file.name.removesuffix(".txt") for file in folder.iterdir() if file.name.endswith(".txt"))
+    return list(get_args(TemplateName))
 
 
-def custom_template(system: str, question: str) -> JudgeTemplate:
+def custom_template(system: str | None = None, question: str | None = None) -> JudgeTemplate:
     """Return a template made of a user's own texts.
+
+    Args:
+        system: What the judge is and what counts for it; ``None``: that of `DEFAULT_TEMPLATE`.
+        question: One comparison; ``None``: that of `DEFAULT_TEMPLATE`.
 
     Raises:
         ConfigError: If the question lacks ``{prompt}``, ``{output_a}`` or ``{output_b}``.
+
+    Example:
+        >>> custom_template().question == judge_template(DEFAULT_TEMPLATE).question
+        True
     """
+    default = judge_template(DEFAULT_TEMPLATE)
+    system = default.system if system is None else system
+    question = default.question if question is None else question
     missing = [f"{{{field}}}" for field in FIELDS if f"{{{field}}}" not in question]
     if missing:
         raise ConfigError(
             f"gpt4_oracle.prompt_template lacks {', '.join(missing)}: the judge would not see what it is to judge"
         )
-    as_json = f"{question.rstrip()}\n\n{_JSON_ENDING}"
+    as_json = _asking_for_json(question)
     digest = _digest("\0".join((system, question, as_json)))
     return JudgeTemplate("custom", system, question, as_json, digest)
 
@@ -150,6 +167,10 @@ def fill(question: str, prompt: str, first: str, second: str) -> str:
     """
     values = {"prompt": prompt, "output_a": first, "output_b": second}
     return _FIELD.sub(lambda match: values[match[1]], question)
+
+
+def _asking_for_json(question: str) -> str:
+    return f"{question.rstrip()}\n\n{_JSON_ENDING}"
 
 
 def _digest(text: str) -> str:
