@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from dynamic_dpo.errors import ConfigError, DataError, JudgeError
-from dynamic_dpo.eval.collected import collect
+from dynamic_dpo.eval.collected import Evaluated, collect
+from dynamic_dpo.eval.folder import EvaluationFolder
 from dynamic_dpo.eval.generate.settings import GenerationSettings
 from dynamic_dpo.eval.judges.base import Reply
 from dynamic_dpo.eval.judges.verdict import Verdict
 from dynamic_dpo.eval.judging.spending import Budget
-from dynamic_dpo.eval.manifest import Manifest
 from dynamic_dpo.eval.model_spec import ModelSpec
+from dynamic_dpo.eval.notes import StageNotes
 from dynamic_dpo.eval.pipeline import generate_all, judge_all, prepare
 from dynamic_dpo.eval.plan import EvaluationPlan, JudgingSettings
 from dynamic_dpo.eval.records import PromptRecord
@@ -70,16 +71,21 @@ def plan(models: dict[str, str], judge: LongerWins, tmp_path: Path) -> Evaluatio
 
 
 def run(plan: EvaluationPlan) -> str | None:
-    prepare(plan, again=False)
-    generate_all(plan)
-    return judge_all(plan)
+    folder = EvaluationFolder(plan)
+    prepare(folder, again=False)
+    generate_all(folder)
+    return judge_all(folder)
+
+
+def collected(plan: EvaluationPlan) -> Evaluated:
+    return collect(EvaluationFolder(plan))
 
 
 def test_every_prompt_is_judged_in_both_orders_with_the_models_names_put_back(
     plan: EvaluationPlan, judge: LongerWins
 ) -> None:
     assert run(plan) is None
-    done = collect(plan)
+    done = collected(plan)
     assert (len(done.prompts), len(done.outputs), done.num_questions, done.num_unanswered) == (6, 12, 12, 0)
     assert {(record.first, record.second) for record in done.records} == {
         ("trained", "start"),
@@ -100,11 +106,11 @@ def test_a_second_run_asks_nothing_loads_nothing_and_says_the_same(
     plan: EvaluationPlan, judge: LongerWins, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(plan)
-    first, asked = collect(plan), len(judge.asked)
+    first, asked = collected(plan), len(judge.asked)
     files = {path.name: path.read_bytes() for path in plan.folder.iterdir()}
     monkeypatch.setattr("dynamic_dpo.eval.generate.stage.open_engine", None)
     run(plan)
-    assert collect(plan) == first
+    assert collected(plan) == first
     assert len(judge.asked) == asked
     assert {path.name: path.read_bytes() for path in plan.folder.iterdir()} == files
 
@@ -119,7 +125,7 @@ def test_another_model_is_added_without_asking_the_old_questions_again(
     judge.asked.clear()
     run(wider)
     assert not asked & set(judge.asked)
-    done = collect(wider)
+    done = collected(wider)
     assert done.num_questions == 36
     assert done.num_unanswered == 0
 
@@ -129,10 +135,10 @@ def test_the_baseline_stands_second_where_one_fixed_order_is_asked(plan: Evaluat
         plan, judging=replace(plan.judging, both_orders=False, randomize_order=False), baseline="trained"
     )
     run(once)
-    assert {(r.first, r.second) for r in collect(once).records} == {("start", "trained")}
+    assert {(r.first, r.second) for r in collected(once).records} == {("start", "trained")}
     drawn = replace(once, judging=replace(once.judging, randomize_order=True))
     run(drawn)
-    orders = [(r.first, r.second) for r in collect(drawn).records]
+    orders = [(r.first, r.second) for r in collected(drawn).records]
     assert len(orders) == 6
     assert len(set(orders)) == 2
 
@@ -141,14 +147,14 @@ def test_a_budget_stops_cleanly_and_more_of_it_goes_on(plan: EvaluationPlan, jud
     poor = replace(plan, judging=replace(plan.judging, budget=Budget(calls=5), concurrency=1))
     stopped = run(poor)
     assert stopped == "budget of 5 calls: 5 made"
-    done = collect(poor)
+    done = collected(poor)
     assert len(judge.asked) == 5
     assert (done.stopped, done.num_unanswered) == (stopped, 12 - len(done.records))
     rich = replace(plan, judging=replace(plan.judging, budget=Budget(calls=50)))
     assert run(rich) is None
     assert len(judge.asked) == len(set(judge.asked))
-    assert collect(rich).num_unanswered == 0
-    assert collect(rich).stopped is None
+    assert collected(rich).num_unanswered == 0
+    assert collected(rich).stopped is None
 
 
 def test_a_judge_that_fails_leaves_its_answers_and_the_report_can_be_collected(plan: EvaluationPlan) -> None:
@@ -162,7 +168,7 @@ def test_a_judge_that_fails_leaves_its_answers_and_the_report_can_be_collected(p
     once = replace(plan, judging=JudgingSettings(lambda: broken, {"kind": "longer"}, concurrency=1))
     with pytest.raises(JudgeError, match="the server is gone"):
         run(once)
-    done = collect(once)
+    done = collected(once)
     assert sum(record.reason == "it is longer" for record in done.records) == 3
     assert done.num_unanswered == 12 - len(done.records) > 0
     assert f"{done.num_unanswered} of 12 questions have no answer" in report_data(once, done).notes[0]
@@ -171,13 +177,23 @@ def test_a_judge_that_fails_leaves_its_answers_and_the_report_can_be_collected(p
 def test_stages_say_what_must_run_before_them(plan: EvaluationPlan) -> None:
     for stage, name in ((generate_all, "prepare"), (judge_all, "prepare")):
         with pytest.raises(ConfigError, match=f"nothing of the stage {name} yet"):
-            stage(plan)
-    prepare(plan)
+            stage(EvaluationFolder(plan))
+    folder = EvaluationFolder(plan)
+    prepare(folder)
     with pytest.raises(ConfigError, match="nothing of the stage generate yet"):
-        judge_all(plan)
-    generate_all(plan)
+        judge_all(folder)
+    generate_all(folder)
     with pytest.raises(ConfigError, match="nothing of the stage judge yet"):
-        collect(plan)
+        collect(folder)
+
+
+def test_a_stage_keeps_the_notes_that_another_process_left_meanwhile(plan: EvaluationPlan) -> None:
+    here, elsewhere = EvaluationFolder(plan), EvaluationFolder(plan)
+    prepare(here)
+    generate_all(here)
+    prepare(elsewhere)
+    assert judge_all(EvaluationFolder(plan)) is None
+    assert elsewhere.created == here.created
 
 
 CHANGES: dict[str, Any] = {
@@ -194,19 +210,19 @@ CHANGES: dict[str, Any] = {
 def test_a_stage_alone_refuses_what_other_settings_made(plan: EvaluationPlan, key: str) -> None:
     run(plan)
     with pytest.raises(ConfigError, match=f"{key}.* changed since the stage"):
-        collect(CHANGES[key](plan))
+        collected(CHANGES[key](plan))
     faster = replace(plan, generation=replace(plan.generation, batch_size=2))
-    assert collect(faster) == collect(plan)
+    assert collected(faster) == collected(plan)
 
 
 def test_other_prompts_get_outputs_of_their_own_and_old_answers_are_not_attached(
     plan: EvaluationPlan,
 ) -> None:
     run(plan)
-    before = collect(plan)
+    before = collected(plan)
     other = replace(plan, prompts={**plan.prompts, "seed": 7, "max_samples": 5})
     run(other)
-    after = collect(other)
+    after = collected(other)
     ids = {prompt.id for prompt in after.prompts}
     assert {output.id for output in after.outputs} == ids
     assert {record.id for record in after.records} == ids
@@ -228,7 +244,7 @@ def test_prompts_that_a_model_cannot_be_asked_are_no_fault_of_the_comparison(
         models=[plan.models[0], ModelSpec("short", str(tmp_path / "short"))],
     )
     run(mixed)
-    done = collect(mixed)
+    done = collected(mixed)
     assert (len(done.prompts), len(done.outputs), done.num_questions) == (3, 5, 4)
     assert list(done.left_out) == ["short"]
     assert done.num_missing_outputs == 1
@@ -248,7 +264,7 @@ def test_equal_outputs_are_ties_without_a_question_and_bad_rows_are_counted(
     )
     run(twins)
     assert not judge.asked
-    identical, quarantined = report_data(twins, collect(twins)).notes
+    identical, quarantined = report_data(twins, collected(twins)).notes
     assert identical.startswith("4 of 4 questions are ties because both outputs are the same text")
     assert quarantined == "1 of 3 rows gave no prompt: not_text 1."
 
@@ -258,15 +274,15 @@ def test_lost_outputs_are_noticed(plan: EvaluationPlan) -> None:
     path = plan.folder / "generations.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
     with pytest.raises(DataError, match=r"1 outputs are missing.*run the stage generate again"):
-        judge_all(plan)
-    generate_all(plan)
-    assert judge_all(plan) is None
+        judge_all(EvaluationFolder(plan))
+    generate_all(EvaluationFolder(plan))
+    assert judge_all(EvaluationFolder(plan)) is None
 
 
 def test_several_samples_are_compared_one_by_one(plan: EvaluationPlan) -> None:
     twice = replace(plan, generation=replace(plan.generation, num_samples=2))
     run(twice)
-    done = collect(twice)
+    done = collected(twice)
     assert done.num_questions == 6 * 2 * 2
     assert {record.sample for record in done.records} == {0, 1}
 
@@ -281,7 +297,7 @@ def test_a_plan_that_compares_nothing_is_refused(plan: EvaluationPlan) -> None:
 def test_a_manifest_of_something_else_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"name": "a web app"}')
     with pytest.raises(DataError, match="no manifest of this version"):
-        Manifest(tmp_path)
+        StageNotes(tmp_path)
 
 
 # ---- scores beside the outputs ----
@@ -303,7 +319,7 @@ def test_drift_and_implicit_rewards_are_measured_once_and_stand_in_the_report(
 ) -> None:
     wide = scored(plan, models, tmp_path, temperature=1.0, top_p=1.0)
     run(wide)
-    done = collect(wide)
+    done = collected(wide)
     start, trained = done.scores["start"], done.scores["trained"]
     # The start is its own reference: no drift, no margins.
     assert start.policy_logps == pytest.approx(start.reference_logps, abs=1e-6)
@@ -320,7 +336,7 @@ def test_drift_and_implicit_rewards_are_measured_once_and_stand_in_the_report(
     assert data.preference["trained"].reward_margin == pytest.approx(0.5 * sum(trained.margins) / 4)
     monkeypatch.setattr("dynamic_dpo.eval.scoring.outputs.open_model", None)
     run(wide)
-    assert collect(wide) == done
+    assert collected(wide) == done
 
 
 def test_a_samples_log_probability_is_that_of_its_own_tokens(
@@ -330,7 +346,7 @@ def test_a_samples_log_probability_is_that_of_its_own_tokens(
 
     wide = scored(plan, models, tmp_path, temperature=1.0, top_p=1.0)
     run(wide)
-    done = collect(wide)
+    done = collected(wide)
     lines = [json.loads(line) for line in (plan.folder / "generations.jsonl").read_text().splitlines()]
     by_id = {line["id"]: line for line in lines if line["model"] == "trained"}
     model = tiny_llama(seed=1).eval()
@@ -350,9 +366,9 @@ def test_no_kl_is_claimed_for_outputs_that_are_no_samples_of_the_model(
 ) -> None:
     narrow = scored(plan, models, tmp_path)
     run(narrow)
-    data = report_data(narrow, collect(narrow))
+    data = report_data(narrow, collected(narrow))
     assert not data.frontier
     assert any("KL to the reference is left out" in note for note in data.notes)
     assert data.preference["trained"].num_pairs == 4
     with pytest.raises(ConfigError, match="scoring changed since the stage generate"):
-        collect(replace(narrow, scoring=ScoringSettings(models["trained"], device="cpu")))
+        collected(replace(narrow, scoring=ScoringSettings(models["trained"], device="cpu")))

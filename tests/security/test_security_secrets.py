@@ -19,7 +19,7 @@ from dynamic_dpo.cli.common import run_command
 from dynamic_dpo.config import apply_overrides, get_training_config, load_yaml
 from dynamic_dpo.data.ledger import Ledger
 from dynamic_dpo.errors import ConfigError, ModelError
-from dynamic_dpo.eval.manifest import Manifest
+from dynamic_dpo.eval.notes import StageNotes
 from dynamic_dpo.runs.summary import write_run_summary
 from dynamic_dpo.trainers.arguments import whole_step_arguments
 from dynamic_dpo.utils.secrets import HIDDEN, RedactingFormatter, is_secret_name, redact, redact_values
@@ -134,7 +134,7 @@ def test_no_planted_secret_is_in_any_file_of_a_run(planted: list[str], tmp_path:
     )
     with Ledger(1.0, tmp_path) as ledger:
         ledger.write_report(settings)
-    Manifest(tmp_path).put("judge", settings, settings)
+    StageNotes(tmp_path).put("judge", settings, settings)
     texts = [path.read_text() for path in tmp_path.iterdir()]
     assert len(texts) == 3
     assert leaks(planted, "\n".join(texts)) == []

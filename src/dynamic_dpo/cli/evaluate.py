@@ -45,23 +45,25 @@ def run_evaluation(config: EvaluationConfig, stages: Sequence[str] = STAGES) -> 
         JudgeError: If the judge cannot be had; what is answered stays answered.
     """
     from dynamic_dpo.cli.build_evaluation import build_plan, check_judge
+    from dynamic_dpo.eval.folder import EvaluationFolder
     from dynamic_dpo.eval.pipeline import generate_all, judge_all, prepare
     from dynamic_dpo.eval.report.stage import report
 
     plan = build_plan(config)
     if "judge" in stages:
         check_judge(config)
+    folder = EvaluationFolder(plan)
     config.save(plan.folder / "config.yaml")
     stopped = None
     if "prepare" in stages:
-        prompts = prepare(plan, again=len(stages) == 1)
+        prompts = prepare(folder, again=len(stages) == 1)
         logger.info("%d prompts in %s", len(prompts), plan.folder)
     if "generate" in stages:
-        generate_all(plan)
+        generate_all(folder)
     if "judge" in stages:
-        stopped = judge_all(plan)
+        stopped = judge_all(folder)
     if "report" in stages:
-        paths, stopped = report(plan)
+        paths, stopped = report(folder)
         print(Path(paths.markdown).read_text(encoding="utf-8"))
         logger.info("the report: %s", paths.html)
     return BUDGET_STOPPED if stopped else 0

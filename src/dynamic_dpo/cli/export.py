@@ -12,6 +12,7 @@ from dynamic_dpo.cli.common import configured_parser, read_settings, run_command
 from dynamic_dpo.errors import ConfigError
 
 if TYPE_CHECKING:
+    from dynamic_dpo.eval.folder import EvaluationFolder
     from dynamic_dpo.eval.plan import EvaluationPlan
 
 DESCRIPTION = (
@@ -61,7 +62,9 @@ def _command(argv: Sequence[str]) -> int:
         raise ConfigError(
             f"--model and --against are both {model!r}: verdicts are between two models, name another"
         )
-    print(FORMATS[arguments.to](plan, Path(arguments.out), model, against))
+    from dynamic_dpo.eval.folder import EvaluationFolder
+
+    print(FORMATS[arguments.to](EvaluationFolder(plan), Path(arguments.out), model, against))
     return 0
 
 
@@ -79,37 +82,34 @@ def _only_other(plan: EvaluationPlan, against: str) -> str:
     return others[0]
 
 
-def _alpaca_outputs(plan: EvaluationPlan, path: Path, model: str, against: str) -> Path:
-    from dynamic_dpo.eval.collected import outputs_of, prompts_of
+def _alpaca_outputs(folder: EvaluationFolder, path: Path, model: str, against: str) -> Path:
     from dynamic_dpo.eval.exchange import export_alpaca_outputs
-    from dynamic_dpo.eval.manifest import Manifest
 
-    manifest = Manifest(plan.folder)
-    prompts = prompts_of(plan, manifest)
-    return export_alpaca_outputs(path, prompts, outputs_of(plan, prompts, manifest)[model].outputs, model)
+    prompts = folder.prompts()
+    return export_alpaca_outputs(path, prompts, folder.outputs(prompts)[model].outputs, model)
 
 
-def _alpaca_annotations(plan: EvaluationPlan, path: Path, model: str, against: str) -> Path:
+def _alpaca_annotations(folder: EvaluationFolder, path: Path, model: str, against: str) -> Path:
     from dynamic_dpo.eval.collected import collect
     from dynamic_dpo.eval.exchange import export_alpaca_annotations
 
-    done = collect(plan)
+    done = collect(folder)
     return export_alpaca_annotations(
         path, done.prompts, done.outputs, done.records, model=model, baseline=against, judge=done.judge
     )
 
 
-def _arena_hard(plan: EvaluationPlan, path: Path, model: str, against: str) -> Path:
+def _arena_hard(folder: EvaluationFolder, path: Path, model: str, against: str) -> Path:
     from dynamic_dpo.eval.collected import collect
     from dynamic_dpo.eval.exchange import export_arena_hard_judgements
 
-    done = collect(plan)
+    done = collect(folder)
     return export_arena_hard_judgements(
         path, done.prompts, done.records, model=model, baseline=against, judge=done.judge
     )
 
 
-FORMATS: dict[str, Callable[[EvaluationPlan, Path, str, str], Path]] = {
+FORMATS: dict[str, Callable[[EvaluationFolder, Path, str, str], Path]] = {
     "alpaca-outputs": _alpaca_outputs,
     "alpaca-annotations": _alpaca_annotations,
     "arena-hard": _arena_hard,

@@ -1,7 +1,7 @@
 """The stages of an evaluation before its report: prepare, generate, judge; alone, together, and again.
 
-Each does what is missing and leaves a note in the manifest; the next one takes nothing that other settings made. How
-prompts are read, outputs written and questions judged is known in the stages' own modules.
+Each does what is missing in the evaluation's folder and leaves a note there; the next one takes nothing that other
+settings made.
 """
 
 from __future__ import annotations
@@ -10,25 +10,23 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from dynamic_dpo.eval.collected import PROMPTS_FILE, Scores, outputs_of, prompts_of, questions_of, scored_with
+from dynamic_dpo.eval.folder import EvaluationFolder, JudgeNote, Scores
 from dynamic_dpo.eval.generate.ready import is_ready
 from dynamic_dpo.eval.generate.stage import write_outputs
 from dynamic_dpo.eval.judging.ledger import JudgeLedger
 from dynamic_dpo.eval.judging.stage import run_judging
-from dynamic_dpo.eval.manifest import Manifest
 from dynamic_dpo.eval.model_spec import ModelSpec
-from dynamic_dpo.eval.plan import EvaluationPlan
-from dynamic_dpo.eval.prompts.sets import load_prompts, read_prompts, write_prompts
+from dynamic_dpo.eval.prompts.sets import load_prompts
 from dynamic_dpo.eval.records import PromptRecord
 
 logger = logging.getLogger("dynamic_dpo")
 
 
-def prepare(plan: EvaluationPlan, *, again: bool = True) -> list[PromptRecord]:
+def prepare(folder: EvaluationFolder, *, again: bool = True) -> list[PromptRecord]:
     """Load and draw the prompts, and write them to ``prompts.jsonl``.
 
     Args:
-        plan: The evaluation.
+        folder: The evaluation's folder.
         again: Whether to do so even if the folder holds prompts of the same settings.
 
     Returns:
@@ -37,36 +35,30 @@ def prepare(plan: EvaluationPlan, *, again: bool = True) -> list[PromptRecord]:
     Raises:
         DataError: If the prompts cannot be had.
     """
-    manifest = Manifest(plan.folder)
-    path = plan.folder / PROMPTS_FILE
-    if not again and path.is_file() and manifest.get("prompts", plan.prompts) is not None:
-        return read_prompts(path)
-    found = load_prompts(**plan.prompts, report_dir=plan.folder)
-    write_prompts(path, found.prompts)
-    # After the file: a crash between the two prepares again instead of trusting another draw.
-    manifest.put("prompts", plan.prompts, found.report)
+    if not again and folder.has_prompts():
+        return folder.prompts()
+    found = load_prompts(**folder.plan.prompts, report_dir=folder.plan.folder)
+    folder.write_prompts(found)
     return found.prompts
 
 
-def generate_all(plan: EvaluationPlan) -> None:
-    """Let every model write what it has not written yet.
+def generate_all(folder: EvaluationFolder) -> None:
+    """Let every model write what it has not written yet, and score what is to be scored.
 
     Raises:
         ConfigError: If the prompts were not prepared, or by other settings.
         ModelError: If a model cannot be used.
     """
-    prompts = prompts_of(plan, Manifest(plan.folder))
+    plan = folder.plan
+    prompts = folder.prompts()
     for spec in plan.models:
-        written = write_outputs(
-            prompts, spec, plan.generation, plan.folder / plan.generations_file, progress=plan.progress
-        )
-        manifest = Manifest(plan.folder)
-        manifest.put(f"model {spec.name}", plan.asked_of(spec), written._asdict())
-        if plan.scoring is not None and not is_ready(spec):
-            _score(plan, spec, prompts, written.fingerprint, manifest)
+        written = write_outputs(prompts, spec, plan.generation, folder.outputs_path, progress=plan.progress)
+        folder.note_model(spec, written)
+        if plan.scoring is not None and not is_ready(spec) and not folder.has_scores(spec, prompts):
+            folder.note_scores(spec, prompts, _scored(folder, spec, prompts))
 
 
-def judge_all(plan: EvaluationPlan) -> str | None:
+def judge_all(folder: EvaluationFolder) -> str | None:
     """Get an answer to every question that has none.
 
     Returns:
@@ -76,17 +68,17 @@ def judge_all(plan: EvaluationPlan) -> str | None:
         ConfigError: If outputs are missing or were made by other settings.
         JudgeError: If the judge cannot be had; what is answered stays answered.
     """
-    manifest = Manifest(plan.folder)
-    prompts = prompts_of(plan, manifest)
-    questions, _ = questions_of(plan, prompts, outputs_of(plan, prompts, manifest))
+    plan = folder.plan
+    prompts = folder.prompts()
+    questions = folder.questions(prompts, folder.outputs(prompts)).questions
     judge = plan.judging.make_judge()
     with ExitStack() as stack:
         if hasattr(judge, "close"):
             stack.callback(judge.close)
-        ledger = stack.enter_context(JudgeLedger(plan.folder / plan.judgements_file))
+        ledger = stack.enter_context(JudgeLedger(folder.judgements_path))
         # Noted first: a report of a run that was killed later finds its answers by it.
-        note = {"name": judge.name, "fingerprint": judge.fingerprint(), "stopped": None}
-        manifest.put("judge", plan.judging.identity, note)
+        note = JudgeNote(judge.name, judge.fingerprint())
+        folder.note_judge(note)
         outcome = run_judging(
             questions,
             judge,
@@ -95,7 +87,7 @@ def judge_all(plan: EvaluationPlan) -> str | None:
             budget=plan.judging.budget,
             progress=plan.progress,
         )
-    manifest.put("judge", plan.judging.identity, {**note, "stopped": outcome.stopped})
+    folder.note_judge(note._replace(stopped=outcome.stopped))
     if outcome.stopped:
         logger.warning(
             "judging stopped at the %s; %d of %d questions have no answer",
@@ -106,27 +98,17 @@ def judge_all(plan: EvaluationPlan) -> str | None:
     return outcome.stopped
 
 
-def _score(
-    plan: EvaluationPlan,
-    spec: ModelSpec,
-    prompts: Sequence[PromptRecord],
-    fingerprint: str,
-    manifest: Manifest,
-) -> None:
-    """Score a model's outputs and the held-out pairs, unless that was done."""
+def _scored(folder: EvaluationFolder, spec: ModelSpec, prompts: Sequence[PromptRecord]) -> Scores:
+    """Score the held-out pairs by a model and, where the KL is measured, its outputs."""
     from dynamic_dpo.eval.scoring.outputs import held_out_margins, output_logps
 
+    plan = folder.plan
     assert plan.scoring is not None
-    settings = scored_with(plan, fingerprint, prompts)
-    name = f"scores {spec.name}"
-    if manifest.get(name, settings) is None:
-        margins = held_out_margins(spec, plan.scoring, progress=plan.progress)
-        policy: list[float] = []
-        start: list[float] = []
-        if plan.measures_kl:
-            path = plan.folder / plan.generations_file
-            policy, start = output_logps(
-                prompts, path, fingerprint, spec, plan.scoring, progress=plan.progress
-            )
-        scores = Scores(margins, policy, start)
-        manifest.put(name, settings, scores._asdict())
+    margins = held_out_margins(spec, plan.scoring, progress=plan.progress)
+    if not plan.measures_kl:
+        return Scores(margins, [], [])
+    fingerprint = folder.written_model(spec).fingerprint
+    policy, start = output_logps(
+        prompts, folder.outputs_path, fingerprint, spec, plan.scoring, progress=plan.progress
+    )
+    return Scores(margins, policy, start)

@@ -1,18 +1,18 @@
-"""Which comparisons a judge is asked for: two models' outputs for one prompt, in both orders or in one.
+"""Which comparisons a judge is asked for, and which of them have an answer.
 
-Every question has a key, a hash of all that its answer depends on, and is never found by its place in a list.
-Who answers is not known here.
+A question is two models' outputs for one prompt in one order. It has a key, a hash of all that its answer depends on,
+and is never found by its place in a list.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from dynamic_dpo.errors import DataError
 from dynamic_dpo.eval.judges.base import Comparison
-from dynamic_dpo.eval.records import OutputRecord, PromptRecord, content_hash
+from dynamic_dpo.eval.records import JudgementRecord, OutputRecord, PromptRecord, content_hash
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,11 @@ class Question:
         """What the judge sees: no model's name."""
         return Comparison(self.prompt, self.first_text, self.second_text)
 
+    @property
+    def is_identical(self) -> bool:
+        """Whether both outputs are the same text: a tie that no judge need be asked about."""
+        return self.first_text == self.second_text
+
     def key(self, fingerprint: Mapping[str, Any]) -> str:
         """Return the name of its answer by a judge with this fingerprint.
 
@@ -65,6 +70,19 @@ class Questions(NamedTuple):
 
     questions: list[Question]
     missing: list[tuple[str, str]]
+
+
+class Answered(NamedTuple):
+    """What questions have come to.
+
+    Attributes:
+        records: One for every answered question, in the questions' order and with their models' names. Where
+            several questions share one answer, the first carries its cost and the others none.
+        unanswered: The questions without an answer, in their order.
+    """
+
+    records: list[JudgementRecord]
+    unanswered: list[Question]
 
 
 def make_questions(
@@ -132,6 +150,44 @@ def make_questions(
                     item = content_hash([seed, prompt.id, sample, left, right])
                     questions.append(backward if int(item, 16) & 1 else forward)
     return Questions(questions, list(missing))
+
+
+def answers_to(
+    questions: Sequence[Question],
+    find: Callable[[str], JudgementRecord | None],
+    *,
+    judge: str,
+    fingerprint: Mapping[str, Any],
+) -> Answered:
+    """Return the answers to questions, wherever they were given and under whatever names.
+
+    Args:
+        questions: The questions.
+        find: Returns the answer of a key, or ``None``.
+        judge: The judge's name of now.
+        fingerprint: All that its verdicts depend on.
+    """
+    records: list[JudgementRecord] = []
+    unanswered: list[Question] = []
+    paid: set[str] = set()
+    for question in questions:
+        answer = find(question.key(fingerprint))
+        if answer is None:
+            unanswered.append(question)
+            continue
+        record = replace(
+            answer,
+            id=question.prompt.id,
+            sample=question.sample,
+            judge=judge,
+            first=question.first,
+            second=question.second,
+        )
+        if record.key in paid:
+            record = replace(record, attempts=0, prompt_tokens=0, completion_tokens=0, cost=0.0)
+        paid.add(record.key)
+        records.append(record)
+    return Answered(records, unanswered)
 
 
 def _of_sample(texts: Mapping[int, str], sample: int) -> str | None:

@@ -1,15 +1,13 @@
 """The judging stage: ask what has no answer yet, several questions at a time, within a budget.
 
 Every reply is on the disk before its worker asks for the next, so a crash loses only replies that were under way.
-How a judge comes to a verdict, and what verdicts add up to, is not known here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from tqdm.auto import tqdm
 
@@ -17,7 +15,7 @@ from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.eval.judges.base import Judge, Reply
 from dynamic_dpo.eval.judges.verdict import Verdict
 from dynamic_dpo.eval.judging.ledger import JudgeLedger
-from dynamic_dpo.eval.judging.questions import Question
+from dynamic_dpo.eval.judging.questions import Question, answers_to
 from dynamic_dpo.eval.judging.spending import Budget, BudgetMeter, Spending
 from dynamic_dpo.eval.judging.workers import Workers, record_of
 from dynamic_dpo.eval.records import JudgementRecord
@@ -30,9 +28,8 @@ class JudgingOutcome:
     """What is known after judging.
 
     Attributes:
-        records: One for every answered question, in the questions' order and with their models' names. Where
-            several questions share one answer, the first carries its cost and the others none.
-        unanswered: The questions without an answer, in their order.
+        records: See `Answered`.
+        unanswered: See `Answered`.
         stopped: Which limit of the budget ended the judging, in words; ``None`` if none did.
         num_asked: Replies paid for in this call, invalid ones included.
         num_reused: Questions whose answer was paid for before this call.
@@ -87,7 +84,7 @@ def run_judging(
     reused = {key for key in by_key if ledger.get(key) is not None}
     todo = {key: question for key, question in by_key.items() if key not in reused}
     for key, question in todo.items():
-        if question.first_text == question.second_text:
+        if question.is_identical:
             ledger.append(record_of(key, question, judge.name, _TIE, attempts=0))
     meter = BudgetMeter(budget or Budget(), fingerprint.get("model"), ledger.spent(), _dearest(ledger))
     # disable=None shows the bar on a terminal only.
@@ -96,7 +93,17 @@ def run_judging(
         workers.run(
             [(key, question) for key, question in todo.items() if ledger.get(key) is None], concurrency
         )
-    return _outcome(questions, fingerprint, judge.name, ledger, reused, workers.num_asked, meter.stopped)
+    answered = answers_to(questions, ledger.get, judge=judge.name, fingerprint=fingerprint)
+    asked_about = [question for question in questions if not question.is_identical]
+    return JudgingOutcome(
+        records=answered.records,
+        unanswered=answered.unanswered,
+        stopped=meter.stopped,
+        num_asked=workers.num_asked,
+        num_reused=sum(question.key(fingerprint) in reused for question in asked_about),
+        num_identical=len(questions) - len(asked_about),
+        spent=ledger.spent(),
+    )
 
 
 _TIE = Reply(Verdict.TIE, IDENTICAL_REASON)
@@ -113,41 +120,3 @@ def _dearest(ledger: JudgeLedger) -> Spending | None:
         return None
     _, prompt_tokens, completion_tokens, cost = (max(column) for column in zip(*means, strict=True))
     return Spending(1, math.ceil(prompt_tokens), math.ceil(completion_tokens), cost)
-
-
-def _outcome(
-    questions: Sequence[Question],
-    fingerprint: dict[str, Any],
-    judge: str,
-    ledger: JudgeLedger,
-    reused: set[str],
-    num_asked: int,
-    stopped: str | None,
-) -> JudgingOutcome:
-    records: list[JudgementRecord] = []
-    unanswered: list[Question] = []
-    num_reused = num_identical = 0
-    paid: set[str] = set()
-    for question in questions:
-        key = question.key(fingerprint)
-        answer = ledger.get(key)
-        if answer is None:
-            unanswered.append(question)
-            continue
-        identical = question.first_text == question.second_text
-        num_identical += identical
-        num_reused += key in reused and not identical
-        free = {"attempts": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0} if key in paid else {}
-        paid.add(key)
-        records.append(
-            replace(
-                answer,
-                id=question.prompt.id,
-                sample=question.sample,
-                judge=judge,
-                first=question.first,
-                second=question.second,
-                **free,  # type: ignore[arg-type]
-            )
-        )
-    return JudgingOutcome(records, unanswered, stopped, num_asked, num_reused, num_identical, ledger.spent())

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dynamic_dpo.eval.collected import Evaluated, collect
+from dynamic_dpo.eval.folder import EvaluationFolder
 from dynamic_dpo.eval.judging.stage import IDENTICAL_REASON
 from dynamic_dpo.eval.plan import EvaluationPlan
 from dynamic_dpo.eval.report.data import EvaluationData, ReportPaths
@@ -34,13 +35,13 @@ class Reported(NamedTuple):
     stopped: str | None
 
 
-def report(plan: EvaluationPlan) -> Reported:
+def report(folder: EvaluationFolder) -> Reported:
     """Write the report of an evaluation from what there is.
 
     Equal answers give equal files, whenever and however often the evaluation was interrupted.
 
     Args:
-        plan: The evaluation.
+        folder: The evaluation's folder.
 
     Returns:
         The files written. The numbers are also in the plan's ``summary_file``.
@@ -49,9 +50,9 @@ def report(plan: EvaluationPlan) -> Reported:
         ConfigError: If a stage has not run, or ran with other settings.
         DataError: If a file is damaged.
     """
-    done = collect(plan)
-    paths = write_evaluation_report(plan.folder, report_data(plan, done))
-    summary = plan.folder / plan.summary_file
+    done = collect(folder)
+    paths = write_evaluation_report(folder.plan.folder, report_data(folder.plan, done))
+    summary = folder.summary_path
     if summary != paths.json:
         Path(paths.json).replace(summary)
     return Reported(paths._replace(json=summary), done.stopped)

@@ -1,7 +1,7 @@
-"""What an evaluation's folder says about itself: which settings each stage ran with, and what came out.
+"""The notes that the stages of an evaluation leave: which settings each ran with, and what came out.
 
-One JSON file, replaced whole. A stage that runs alone finds here what the stages before it did, and refuses to go on
-from what other settings made. What the settings mean is not known here.
+One JSON file, ``manifest.json``, replaced whole. A stage that runs alone finds here what the stages before it did,
+and refuses to go on from what other settings made.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ FILE_NAME = "manifest.json"
 _VERSION = 1
 
 
-class Manifest:
-    """The manifest of a folder, read on creation and written by every change.
+class StageNotes:
+    """The notes in a folder, read on creation and written by every change.
 
     Args:
         folder: The evaluation's folder; need not exist yet.
@@ -35,22 +35,23 @@ class Manifest:
     Example:
         >>> import tempfile
         >>> folder = tempfile.mkdtemp()
-        >>> Manifest(folder).put("prompts", {"seed": 1}, {"drawn": 8})
-        >>> Manifest(folder).get("prompts", {"seed": 1})
+        >>> StageNotes(folder).put("prompts", {"seed": 1}, {"drawn": 8})
+        >>> StageNotes(folder).get("prompts", {"seed": 1})
         {'drawn': 8}
-        >>> Manifest(folder).get("prompts", {"seed": 2}) is None
+        >>> StageNotes(folder).get("prompts", {"seed": 2}) is None
         True
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder) / FILE_NAME
-        self._content: dict[str, Any] = {"version": _VERSION, "created": None, "entries": {}}
-        if self.path.is_file():
-            self._content = _read(self.path)
+        self._content = self._read()
         self.created: str = self._content["created"] or datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
     def put(self, name: str, settings: Any, result: Any) -> None:
-        """Record the result of a stage and the settings it was made with."""
+        """Note the result of a stage and the settings it was made with."""
+        # A stage may run for hours, and another process may have left notes meanwhile.
+        self._content = self._read()
+        self.created = self._content["created"] or self.created
         self._content["created"] = self.created
         self._content["entries"][name] = {"settings": content_hash(settings), "result": result}
         write_json(self.path, redact_values(self._content))
@@ -84,15 +85,16 @@ class Manifest:
             f"{self.path.parent} has nothing of the stage {stage} yet ({keys}): run it first (--stage {stage})"
         )
 
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        known = content["version"] == _VERSION and isinstance(content["entries"], dict)
-    except (ValueError, KeyError, TypeError):
-        known = False
-    if not known:
-        raise DataError(
-            f"{path} is no manifest of this version: move the folder away, or choose another output.dir"
-        )
-    return dict(content)
+    def _read(self) -> dict[str, Any]:
+        if not self.path.is_file():
+            return {"version": _VERSION, "created": None, "entries": {}}
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+            known = content["version"] == _VERSION and isinstance(content["entries"], dict)
+        except (ValueError, KeyError, TypeError):
+            known = False
+        if not known:
+            raise DataError(
+                f"{self.path} is no manifest of this version: move the folder away, or choose another output.dir"
+            )
+        return dict(content)
