@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dynamic_dpo.methods import METHODS, BuildContext, PreferenceMethod, RiskConfig
+from dynamic_dpo.methods import METHODS, BuildContext, PreferenceMethod
 
 # The grid is in units of beta_0; it spans a factor of 64.
 BETA_GRID = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -52,14 +52,9 @@ class Arm:
             own.setdefault("beta", beta_0)
         if self.takes_seed and "seed" in fields_of_settings:
             own["seed"] = seed
-        risk = RiskConfig(
-            beta_0=beta_0,
-            beta_max=20.0 * beta_0,
-            scope="step",
-            seed=seed if self.takes_seed else 0,
-            **self.risk,
-        )
-        return kind.build(BuildContext(own=own, risk=risk, pairs_per_update=lambda scope: batch_size))
+        if "beta_0" in fields_of_settings:
+            own |= {"beta_0": beta_0, "beta_max": 20.0 * beta_0, "scope": "step", **self.risk}
+        return kind.build(BuildContext(own, beta_0, "step", pairs_per_update=lambda scope: batch_size))
 
 
 ARMS = (

@@ -196,9 +196,9 @@ def test_unknown_settings_and_modes_are_refused(run: Path) -> None:
         replay(run, settings={"detla": 0.1})
     with pytest.raises(ConfigError, match="mode must be one of paper, exact"):
         replay(run, ["fast"])  # type: ignore[list-item]
-    with pytest.raises(ConfigError, match="needs margin_budget"):
+    with pytest.raises(ConfigError, match="margin_budget is needed by mode target"):
         replay(run, ["target"], settings={"margin_budget": None})
-    with pytest.raises(ConfigError, match="of the wrong type"):
+    with pytest.raises(ConfigError, match="delta must be a finite number, got 'much'"):
         replay(run, settings={"delta": "much"})
 
 

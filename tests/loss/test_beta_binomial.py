@@ -28,7 +28,7 @@ def test_the_mean_score_is_zero_and_the_mean_rate_is_delta_for_every_batch_size(
     delta: str, exact_delta: Fraction
 ) -> None:
     for n in range(1, 513):
-        window = reference_window(n, float(delta))
+        window = reference_window(n, float(delta), 20)
         # An independent search: the first size from 20 n on that has an integer rank.
         size_plus_one = next(
             w for w in range(20 * n, 20 * n + 101) if (w * (1 - exact_delta)).denominator == 1
@@ -44,7 +44,7 @@ def test_the_mean_score_is_zero_and_the_mean_rate_is_delta_for_every_batch_size(
 
 
 def test_the_scores_of_sixteen_margins_are_the_published_ones() -> None:
-    assert reference_window(16, 0.1) == (319, 288, 0.0)
+    assert reference_window(16, 0.1, 20) == (319, 288, 0.0)
     scores = exceedance_scores(16, 319, 288)
     assert [round(s, 3) for s in scores[:6]] == [-0.807, -0.288, 0.305, 0.713, 0.907, 0.976]
     assert list(scores) == sorted(scores)
@@ -89,11 +89,11 @@ def test_a_window_has_the_right_mean_rate_for_any_delta(n: int, thousandths: int
 
 def test_an_irregular_delta_draws_its_rank() -> None:
     # 1 - .123 = 877/1000: the next size with an integer rank is 1,000, far beyond 320. 320 × .877 = 280.64.
-    size, rank, chance_above = reference_window(16, 0.123)
+    size, rank, chance_above = reference_window(16, 0.123, 20)
     assert (size, rank) == (319, 280)
     assert chance_above == pytest.approx(0.64, abs=1e-12)
     # From 20 × 40 = 800 on, 1,000 is near enough to be taken.
-    assert reference_window(40, 0.123) == (999, 877, 0.0)
+    assert reference_window(40, 0.123, 20) == (999, 877, 0.0)
 
 
 def test_a_delta_taken_at_face_value_is_no_binary_fraction() -> None:
@@ -110,12 +110,12 @@ def test_a_tiny_delta_leaves_a_rank_on_either_side() -> None:
 @pytest.mark.parametrize("delta", [0.0, 1.0, math.nan])
 def test_a_window_for_an_impossible_delta_is_refused(delta: float) -> None:
     with pytest.raises(ConfigError, match="delta"):
-        reference_window(16, delta)
+        reference_window(16, delta, 20)
 
 
 def test_impossible_counts_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        reference_window(0, 0.1)
+        reference_window(0, 0.1, 20)
     with pytest.raises(ValueError, match="at least 1"):
         reference_window(1, 0.1, multiple=0)
     for n, size, rank in ((0, 9, 1), (1, 9, 0), (1, 9, 10)):

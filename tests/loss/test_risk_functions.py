@@ -13,7 +13,7 @@ import torch
 
 from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.loss import empirical_over_threshold_proportion, risk_test, update_beta
-from dynamic_dpo.loss.risk import check_beta_bounds, risk_statistic
+from dynamic_dpo.loss.risk import risk_statistic
 from dynamic_dpo.methods import Risk, RiskConfig
 from dynamic_dpo.utils.quantile import EMAUpdate, WarmupQuantileAccumulator
 
@@ -181,26 +181,3 @@ def test_rates_that_no_margin_stands_behind_are_refused() -> None:
         risk_statistic(0.1, 0.1, n=0, gamma=2.0)
     with pytest.raises(ValueError, match="NaN"):
         risk_statistic(math.nan, 0.1, n=16, gamma=2.0)
-
-
-@pytest.mark.parametrize(
-    ("beta_0", "beta_min", "beta_max"),
-    [
-        (0.0, 0.0, 2.0),
-        (-0.1, 0.0, 2.0),
-        (math.nan, 0.0, 2.0),
-        (math.inf, 0.0, math.inf),
-        (0.1, 0.2, 2.0),
-        (0.1, 0.0, 0.05),
-        (0.1, -0.1, 2.0),
-        (0.1, math.nan, 2.0),
-        (0.1, 0.0, math.nan),
-        (0.1, 0.0, math.inf),
-        (0.1, 0.5, 0.3),
-    ],
-)
-def test_bounds_that_do_not_enclose_a_positive_beta_are_refused(
-    beta_0: float, beta_min: float, beta_max: float
-) -> None:
-    with pytest.raises(ConfigError, match="beta_0"):
-        check_beta_bounds(beta_0, beta_min, beta_max)

@@ -64,7 +64,7 @@ def test_the_trainers_settings_are_the_controllers_with_the_promised_ones_first(
     ]  # fmt: skip
     assert {entry.name for entry in fields(RiskConfig)} <= set(names)
     assert RiskBetaDPOConfig().risk() == RiskConfig()
-    with pytest.raises(ConfigError, match="needs margin_budget"):
+    with pytest.raises(ConfigError, match="margin_budget is needed by mode target"):
         RiskBetaDPOConfig(mode="target")
 
 

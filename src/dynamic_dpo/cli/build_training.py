@@ -13,7 +13,6 @@ from dynamic_dpo.errors import ConfigError, ModelError
 if TYPE_CHECKING:
     from dynamic_dpo.config.schema import TrainingConfig
     from dynamic_dpo.methods.base import PreferenceMethod
-    from dynamic_dpo.methods.risk.config import RiskConfig
     from dynamic_dpo.models.sources import ModelSource
 
 NEVER = 10**9
@@ -147,13 +146,15 @@ def build_peft_config(config: TrainingConfig) -> Any:
 
 def build_method(config: TrainingConfig, args: Any) -> PreferenceMethod:
     """Return the method that ``method.name`` chooses, sized for the run's controller batches."""
-    from dynamic_dpo.methods import METHODS, BuildContext
+    from dynamic_dpo.methods.base import BuildContext
+    from dynamic_dpo.methods.table import METHODS
     from dynamic_dpo.trainers.arguments import pairs_per_update
 
     name = config.method.name
     context = BuildContext(
         own=config.settings_of(name),
-        risk=risk_settings(config),
+        beta_0=config.beta_update.beta_0,
+        scope=config.method.scope,
         pairs_per_update=lambda scope: pairs_per_update(scope, args),
         device_batch=args.per_device_train_batch_size,
     )
@@ -162,30 +163,3 @@ def build_method(config: TrainingConfig, args: Any) -> PreferenceMethod:
         loss = METHODS[config.method.loss].build(replace(context, own=own))
         context = replace(context, loss=loss)
     return METHODS[name].build(context)
-
-
-def risk_settings(config: TrainingConfig) -> RiskConfig:
-    """Return the risk controller's settings from the sections that hold them."""
-    from dynamic_dpo.methods import RiskConfig
-
-    return RiskConfig(
-        delta=config.risk_test.delta,
-        momentum=config.risk_test.momentum,
-        warmup_steps=config.risk_test.beta_warmup,
-        beta_0=config.beta_update.beta_0,
-        alpha=config.beta_update.alpha,
-        gamma=config.beta_update.gamma,
-        beta_min=config.beta_update.beta_min,
-        beta_max=config.beta_update.beta_max,
-        mode=config.method.mode,
-        scope=config.method.scope,
-        alpha_scale=config.method.alpha_scale,
-        window_multiple=config.method.window_multiple,
-        seed=config.method.seed,
-        margin_budget=config.risk_target.margin_budget,
-        gain_p=config.risk_target.gain_p,
-        gain_i=config.risk_target.gain_i,
-        monitor=config.monitor.mode,
-        monitor_rate=config.monitor.rate,
-        monitor_threshold=config.monitor.threshold,
-    )

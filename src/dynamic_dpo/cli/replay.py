@@ -28,12 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: Sequence[str]) -> int:
+    from dynamic_dpo.lab.results import LAB_MODES
+
     parser = argparse.ArgumentParser(prog="dynamic-dpo replay", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", help="folder of a run: the save_dir of train-dpo")
     parser.add_argument(
         "--mode",
-        help="comma list of exact, paper, rm, target, schedule, fixed; default: the run's own with --set, else all "
-        "but target",
+        help=f"comma list of {', '.join(LAB_MODES)}; default: the run's own with --set, else all but target",
     )
     add_result_files(parser)
     arguments = parser.parse_args(list(argv))
@@ -59,9 +60,10 @@ def _configured(run: Path) -> tuple[RiskConfig | None, dict[str, Any] | None]:
     path = run / CONFIG
     if not path.is_file():
         return None, None
-    from dynamic_dpo.cli.build_training import build_method, risk_settings
+    from dynamic_dpo.cli.build_training import build_method
     from dynamic_dpo.config import get_training_config, load_yaml
     from dynamic_dpo.lab.margins import read_margins
+    from dynamic_dpo.methods.risk.config import RiskConfig
 
     config = get_training_config(load_yaml(path))
     section = config.dpo_training
@@ -73,9 +75,8 @@ def _configured(run: Path) -> tuple[RiskConfig | None, dict[str, Any] | None]:
         gradient_accumulation_steps=section.gradient_accumulation,
         world_size=ranks,
     )
-    return risk_settings(config).scaled_to(on_one * ranks, section.batch_size), build_method(
-        config, args
-    ).summary()
+    own = config.read(RiskConfig).scaled_to(on_one * ranks, section.batch_size)
+    return own, build_method(config, args).summary()
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: Sequence[str]) -> int:
+    from dynamic_dpo.lab.results import LAB_MODES
+
     parser = argparse.ArgumentParser(prog="dynamic-dpo simulate", description=DESCRIPTION, allow_abbrev=False)
-    parser.add_argument(
-        "--mode", default="paper,exact", help="comma list of paper, exact, rm, target, schedule, fixed"
-    )
+    parser.add_argument("--mode", default="paper,exact", help=f"comma list of {', '.join(LAB_MODES)}")
     parser.add_argument("--n", default="16", help="comma list of margins in a controller batch")
     parser.add_argument(
         "--law",
@@ -47,10 +47,11 @@ def _command(argv: Sequence[str]) -> int:
     from dynamic_dpo.lab.simulation import simulate
     from dynamic_dpo.lab.tables import simulation_table
     from dynamic_dpo.methods.risk.config import RiskConfig
+    from dynamic_dpo.methods.settings import file_defaults
 
     result = simulate(
         comma_list(arguments.mode),
-        config=with_settings(RiskConfig(momentum=0.1), read_assignments(arguments.settings)),
+        config=with_settings(file_defaults(RiskConfig), read_assignments(arguments.settings)),
         n=comma_list(arguments.n, int),
         law=arguments.law,
         scenario=Scenario(arguments.change, arguments.of, arguments.size, arguments.at),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,11 +120,7 @@ def train_dpo(config: TrainingConfig) -> Any:
             self_check=config.engine.self_check,
             reference_dir=config.engine.reference_dir,
         ),
-        margin_log=MarginLogConfig(
-            log_dir=log_dir,
-            jsonl_sample_size=config.margin_log.jsonl_sample_size,
-            save_per_rank=config.margin_log.save_per_rank,
-        ),
+        margin_log=replace(config.read(MarginLogConfig), log_dir=log_dir),
         max_nonfinite=config.method.max_nonfinite,
         disable_dropout=config.engine.disable_dropout,
         reference_fingerprint=file_fingerprint(reference),

@@ -1,73 +1,40 @@
-"""Types, bounds and values of settings in words, the same in errors, ``--help`` and the documentation.
-
-Reads pydantic's field descriptions; knows no setting.
-"""
+"""Types, bounds and values of settings in words, the same in errors, ``--help`` and the documentation."""
 
 from __future__ import annotations
 
 import json
 import types
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
 from pydantic.fields import FieldInfo
 
+from dynamic_dpo.utils.bounds import Bounds, bounds_from
+
+_LIMITS: dict[str, Any] = {
+    "gt": annotated_types.Gt,
+    "ge": annotated_types.Ge,
+    "lt": annotated_types.Lt,
+    "le": annotated_types.Le,
+}
 _WORDS = {int: "whole number", float: "number", bool: "true or false", str: "text", dict: "mapping"}
 
 
-class Bounds(NamedTuple):
-    """The range of a number: ``low`` and ``high`` may be absent, and belong to the range if closed."""
-
-    low: float | None
-    low_closed: bool
-    high: float | None
-    high_closed: bool
-
-    def requirement(self) -> str:
-        """Say what a value must do.
-
-        >>> Bounds(0, False, 1, False).requirement(), Bounds(1, True, None, False).requirement()
-        ('must lie in (0, 1)', 'must be at least 1')
-        """
-        if self.low is not None and self.high is not None:
-            return f"must lie in {self._interval()}"
-        if self.low is not None:
-            return f"must be {'at least' if self.low_closed else 'greater than'} {self.low:g}"
-        return f"must be {'at most' if self.high_closed else 'less than'} {self.high:g}"
-
-    def label(self) -> str:
-        """Return the range in symbols.
-
-        >>> Bounds(0, True, 1, False).label(), Bounds(0, False, None, False).label()
-        ('in [0, 1)', '> 0')
-        """
-        if self.low is not None and self.high is not None:
-            return f"in {self._interval()}"
-        if self.low is not None:
-            return f"{'≥' if self.low_closed else '>'} {self.low:g}"
-        return f"{'≤' if self.high_closed else '<'} {self.high:g}"
-
-    def _interval(self) -> str:
-        return (
-            f"{'[' if self.low_closed else '('}{self.low:g}, {self.high:g}{']' if self.high_closed else ')'}"
-        )
-
-
 def bounds_of(field: FieldInfo) -> Bounds | None:
-    """Return the range of a field's number, or ``None`` where it has none."""
-    low: Any = None
-    high: Any = None
-    low_closed = high_closed = False
-    for constraint in field.metadata:
-        if isinstance(constraint, annotated_types.Gt):
-            low, low_closed = constraint.gt, False
-        elif isinstance(constraint, annotated_types.Ge):
-            low, low_closed = constraint.ge, True
-        elif isinstance(constraint, annotated_types.Lt):
-            high, high_closed = constraint.lt, False
-        elif isinstance(constraint, annotated_types.Le):
-            high, high_closed = constraint.le, True
-    return None if low is None and high is None else Bounds(low, low_closed, high, high_closed)
+    """Return the range of a field's number, or ``None`` where it has none.
+
+    >>> from typing import Annotated
+    >>> bounds_of(FieldInfo(annotation=Annotated[float, annotated_types.Gt(0)] | Literal["auto"])).label()
+    '> 0'
+    """
+    limits: dict[str, Any] = {}
+    # Where a union's number alone has a range, it is annotated by itself.
+    of_options = [argument for option in get_args(field.annotation) for argument in get_args(option)[1:]]
+    for constraint in (*field.metadata, *of_options):
+        for limit, kind in _LIMITS.items():
+            if isinstance(constraint, kind):
+                limits[limit] = getattr(constraint, limit)
+    return bounds_from(**limits)
 
 
 def kind_of(annotation: Any) -> str:
@@ -79,6 +46,8 @@ def kind_of(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         return " or ".join(kind_of(option) for option in arguments)
+    if origin is Annotated:
+        return kind_of(arguments[0])
     if origin is Literal:
         options = ", ".join(shown(option) for option in arguments)
         return options if len(arguments) == 1 else f"one of {options}"

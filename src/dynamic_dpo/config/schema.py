@@ -11,19 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
-from dynamic_dpo.config.base import Document, PassthroughSection, Section, fields_by_key, refuse, section_of
+from dynamic_dpo.config.base import Document, PassthroughSection, fields_by_key, refuse, section_of
+from dynamic_dpo.config.from_settings import settings_in
 from dynamic_dpo.config.passthrough import check_passthrough, training_argument_types
 from dynamic_dpo.config.phrases import given
 from dynamic_dpo.config.problems import describe_problems, known_paths, nearest
 from dynamic_dpo.config.sections.controller import (
     BetaUpdateSection,
     MarginLogSection,
-    MethodSection,
     MonitorSection,
     RiskTargetSection,
     RiskTestSection,
-    ScheduleSection,
-    unmet_needs,
 )
 from dynamic_dpo.config.sections.engine import EngineSection, PeftSection, RolloutSection
 from dynamic_dpo.config.sections.evaluation import (
@@ -34,15 +32,22 @@ from dynamic_dpo.config.sections.evaluation import (
     OutputSection,
 )
 from dynamic_dpo.config.sections.judging import JudgeSection, ScoringSection, StatisticsSection
-from dynamic_dpo.config.sections.methods import unread_settings, with_method_sections
+from dynamic_dpo.config.sections.methods import (
+    MethodSection,
+    ruled_out,
+    unread_settings,
+    with_method_sections,
+)
 from dynamic_dpo.config.sections.training import DatasetSection, DPOTrainingSection, SFTTrainingSection
 from dynamic_dpo.errors import ConfigError
+from dynamic_dpo.methods.table import METHODS
 from dynamic_dpo.utils.secrets import redact
 
 # Looking for the nearest known key takes its time; a file with more unknown keys is another kind of file.
 _MOST_SUGGESTIONS = 20
 _LONGEST_KEY = 200
 
+ConfigT = TypeVar("ConfigT")
 DocumentT = TypeVar("DocumentT", bound=Document)
 
 
@@ -69,7 +74,6 @@ class _RunSections(Document):
     beta_update: BetaUpdateSection = Field(default_factory=BetaUpdateSection)
     risk_target: RiskTargetSection = Field(default_factory=RiskTargetSection)
     monitor: MonitorSection = Field(default_factory=MonitorSection)
-    schedule: ScheduleSection = Field(default_factory=ScheduleSection)
 
 
 if TYPE_CHECKING:
@@ -92,13 +96,21 @@ class TrainingConfig(_WithMethods):
         return self.ref_name or self.policy_name
 
     def settings_of(self, method: str) -> dict[str, Any]:
-        """Return the section named like a method as plain values; empty where it has none."""
-        section = getattr(self, method, None)
-        return section.model_dump() if isinstance(section, Section) else {}
+        """Return what the file says of a method, as its `Settings` takes it; empty where it has none.
+
+        A ``beta`` that the file leaves open is ``None``.
+        """
+        settings = METHODS[method].Settings
+        return {} if settings is None else settings_in(self, settings, method)
+
+    def read(self, component: type[ConfigT]) -> ConfigT:
+        """Return the settings of a component, e.g. `RiskConfig`, as the file gives them."""
+        return component(**settings_in(self, component))
 
     def contradictions(self) -> list[str]:
-        """Return a line for each setting that the chosen method would not read, and for each that it lacks."""
-        return unread_settings(self) + unmet_needs(self)
+        """Return a line for each setting that the chosen method would not read, or that is at odds with another."""
+        # Methods share settings: what two of them say is said once.
+        return unread_settings(self) + list(dict.fromkeys(ruled_out(self)))
 
 
 class EvaluationConfig(Document):

@@ -16,7 +16,7 @@ import torch
 
 from dynamic_dpo.errors import ConfigError, DataError
 from dynamic_dpo.lab.margins import Margins, margins_of_run
-from dynamic_dpo.lab.simulation import LAB_MODES, LabMode
+from dynamic_dpo.lab.results import LAB_MODES, LabMode
 from dynamic_dpo.methods.base import PreferenceMethod
 from dynamic_dpo.methods.dpo import DPO, DPOMethodConfig
 from dynamic_dpo.methods.risk.config import RiskConfig
@@ -147,10 +147,7 @@ def with_settings(config: RiskConfig, settings: Mapping[str, Any]) -> RiskConfig
     known = {entry.name for entry in fields(RiskConfig)} - {"mode"}
     if unknown := sorted(set(settings) - known):
         raise ConfigError(f"unknown setting {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-    try:
-        return replace(config, **settings)
-    except TypeError as error:
-        raise ConfigError(f"a setting in {dict(settings)} is of the wrong type: {error}") from error
+    return replace(config, **settings)
 
 
 def build_arm(mode: LabMode, config: RiskConfig, pairs_per_update: int) -> PreferenceMethod:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from dynamic_dpo.lab.scenario import Scenario
-from dynamic_dpo.methods.risk.config import RiskConfig
+from dynamic_dpo.methods.risk.config import RiskConfig, RiskMode
+
+# Betas that the margins do not move stand beside the modes of the risk controller.
+ByTheClock = Literal["schedule", "fixed"]
+LabMode = RiskMode | ByTheClock
+LAB_MODES: tuple[LabMode, ...] = (*get_args(RiskMode), *get_args(ByTheClock))
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class SimulationRow:
         delay: Mean updates from the change to the first alarm after it, over those chains.
     """
 
-    mode: str
+    mode: LabMode
     n: int
     chains: int
     drift_per_1000: float

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +17,13 @@ from numpy.typing import NDArray
 from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.lab.alarms import AlarmCounter
 from dynamic_dpo.lab.laws import MarginLaw, margin_law
-from dynamic_dpo.lab.results import Simulation, SimulationRow, Trace
+from dynamic_dpo.lab.results import LAB_MODES, LabMode, Simulation, SimulationRow, Trace
 from dynamic_dpo.lab.scenario import Scenario
 from dynamic_dpo.methods.risk.chains import RiskChains
-from dynamic_dpo.methods.risk.config import RiskConfig, RiskMode
+from dynamic_dpo.methods.risk.config import RiskConfig
 from dynamic_dpo.methods.risk.modes import CHAINS
 from dynamic_dpo.methods.schedule import Schedule, ScheduleConfig
-
-# Betas that the margins do not move stand beside the modes of the risk controller.
-ByTheClock = Literal["schedule", "fixed"]
-LabMode = RiskMode | ByTheClock
-LAB_MODES: tuple[LabMode, ...] = (*get_args(RiskMode), *get_args(ByTheClock))
+from dynamic_dpo.methods.settings import file_defaults
 
 TRACE_POINTS = 200
 
@@ -48,7 +44,7 @@ def simulate(
 
     Args:
         modes: Controllers to run: modes of the risk controller, ``schedule`` or ``fixed``.
-        config: Settings; by default `RiskConfig`'s, but momentum 0.1 as in files. Without ``margin_budget`` mode
+        config: Settings; by default those of a file that says nothing. Without ``margin_budget`` mode
             ``target`` has the law's (1 - delta)-quantile for its budget. The monitor's rate and threshold hold
             whether it is on or not.
         n: Margins in a controller batch; each size is run.
@@ -71,7 +67,7 @@ def simulate(
         >>> abs(result.rows[0].drift_per_1000) < 0.1
         True
     """
-    config = config or RiskConfig(momentum=0.1)
+    config = config or file_defaults(RiskConfig)
     scenario = scenario or Scenario()
     law = margin_law(law) if isinstance(law, str) else law
     sizes = [int(size) for size in n]

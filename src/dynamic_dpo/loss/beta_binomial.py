@@ -30,7 +30,7 @@ class ReferenceWindow(NamedTuple):
     chance_above: float
 
 
-def reference_window(n: int, delta: float, multiple: int = 20) -> ReferenceWindow:
+def reference_window(n: int, delta: float, multiple: int) -> ReferenceWindow:
     """Choose the reference window for batches of ``n`` margins.
 
     ``W + 1`` is the smallest number from ``multiple * n`` on for which ``(W + 1)(1 - delta)`` is an integer, so
@@ -51,7 +51,7 @@ def reference_window(n: int, delta: float, multiple: int = 20) -> ReferenceWindo
         ValueError: If ``n`` or ``multiple`` is below 1.
 
     Example:
-        >>> reference_window(16, 0.1)
+        >>> reference_window(16, 0.1, multiple=20)
         ReferenceWindow(size=319, rank=288, chance_above=0.0)
     """
     check_delta(delta)

@@ -34,17 +34,6 @@ class BetaUpdate(NamedTuple):
     alpha: float
 
 
-def check_beta_bounds(beta_0: float, beta_min: float, beta_max: float) -> None:
-    """Raise `ConfigError` unless ``0 < beta_0`` and ``0 ≤ beta_min ≤ beta_0 ≤ beta_max < ∞``."""
-    if not (math.isfinite(beta_0) and beta_0 > 0):
-        raise ConfigError(f"beta_0 must be a positive number, got {beta_0}")
-    if not (0 <= beta_min <= beta_0 <= beta_max < math.inf):
-        raise ConfigError(
-            "the bounds of beta must satisfy 0 <= beta_min <= beta_0 <= beta_max, "
-            f"got beta_min {beta_min}, beta_0 {beta_0}, beta_max {beta_max}"
-        )
-
-
 def check_delta(delta: float) -> None:
     """Raise `ConfigError` unless ``delta`` lies strictly between 0 and 1."""
     if not 0 < delta < 1:

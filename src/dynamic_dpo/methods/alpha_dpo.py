@@ -16,13 +16,12 @@ from dynamic_dpo.methods.base import (
     Needs,
     PairForward,
     PreferenceMethod,
-    Scope,
     State,
     check_state,
 )
 from dynamic_dpo.methods.building_blocks import Moments, batch_moments, finite_values, follow
 from dynamic_dpo.methods.dpo import logistic_losses
-from dynamic_dpo.methods.settings import beta_setting, check_settings, setting
+from dynamic_dpo.methods.settings import Scope, beta_setting, check_settings, setting
 from dynamic_dpo.methods.simpo import length_normalised_differences
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ class AlphaDPO(PreferenceMethod):
     @classmethod
     def build(cls, context: BuildContext) -> Self:
         """Return the method as a run's settings describe it, with the run's scope."""
-        return cls(AlphaDPOConfig(**context.own_with_beta()), scope=context.risk.scope)
+        return cls(AlphaDPOConfig(**context.own_with_beta()), scope=context.scope)
 
     @property
     def beta(self) -> float:

@@ -1,27 +1,24 @@
 """The seam between preference methods and everything else.
 
 A method sees four log-probabilities a pair and whatever else it declares, gives a beta and losses, and owns
-whatever state moves between updates. It knows neither model nor trainer nor ranks: the trainer hands it all
-ranks' evidence, so that every rank holds the same state. A new method subclasses `PreferenceMethod` and
-overrides what differs.
+whatever state moves between updates. The trainer hands it all ranks' evidence, so that every rank holds the same
+state. A new method subclasses `PreferenceMethod` and overrides what differs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from dynamic_dpo.errors import CheckpointError
+from dynamic_dpo.methods.settings import Scope
 
-# No torch at import: files of settings are checked against the methods, and that has to be quick.
+# No torch at import, as in every module of a method: see `dynamic_dpo.methods.table`.
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dynamic_dpo.methods.risk.config import RiskConfig
-
 State = dict[str, Any]
-Scope = Literal["micro", "step"]
 
 
 class LogitChunk(NamedTuple):
@@ -156,15 +153,17 @@ class BuildContext:
     """What a run's settings offer to the method that is built from them.
 
     Attributes:
-        own: The settings of the section that bears the method's name, as `PreferenceMethod.Settings` takes them.
-        risk: The risk controller's settings, which also hold ``beta_0``, bounds of beta and scope.
+        own: The method's settings, as `PreferenceMethod.Settings` takes them.
+        beta_0: The run's beta, for methods that were given none of their own.
+        scope: What a controller batch is, for methods that leave it to the run.
         pairs_per_update: Pairs in a controller batch of a given scope, over all ranks.
         loss: For methods that steer the beta of another: the method whose loss is steered.
         device_batch: Pairs that one device takes at once in scope ``micro``, where known.
     """
 
     own: Mapping[str, Any]
-    risk: RiskConfig
+    beta_0: float
+    scope: Scope
     pairs_per_update: Callable[[Scope], int]
     loss: PreferenceMethod | None = None
     device_batch: int | None = None
@@ -173,7 +172,7 @@ class BuildContext:
         """Return ``own``, a ``beta`` of ``None`` replaced by the run's ``beta_0``."""
         own = dict(self.own)
         if "beta" in own and own["beta"] is None:
-            own["beta"] = self.risk.beta_0
+            own["beta"] = self.beta_0
         return own
 
 
@@ -185,8 +184,9 @@ class PreferenceMethod:
 
     Attributes:
         name: Name in `METHODS` and of the method's section of settings.
-        Settings: Frozen dataclass of the method's own settings, or ``None`` where it has none; each field's
-            ``metadata["description"]`` says what it means.
+        Settings: Frozen dataclass of what a file says of the method, or ``None`` where it has nothing to say; its
+            fields are made with `dynamic_dpo.methods.settings.setting`.
+        neutral: Settings under which the method is plain DPO with its beta; ``None`` where none make it so.
         needs: What the engine must give. An attribute of the class, or of the object where settings decide.
         steers_beta: Whether `build` takes `BuildContext.loss`, a method whose beta this one moves.
         why_not_steered: Why no controller can move this method's beta; empty where one can.
@@ -196,6 +196,7 @@ class PreferenceMethod:
 
     name: ClassVar[str]
     Settings: ClassVar[type[Any] | None] = None
+    neutral: ClassVar[Any] = None
     needs: Needs = Needs()
     steers_beta: ClassVar[bool] = False
     why_not_steered: ClassVar[str] = ""

@@ -18,13 +18,12 @@ from dynamic_dpo.methods.base import (
     Needs,
     PairForward,
     PreferenceMethod,
-    Scope,
     State,
     check_state,
 )
 from dynamic_dpo.methods.building_blocks import Moments, batch_moments, finite_values, follow
 from dynamic_dpo.methods.dpo import logistic_losses
-from dynamic_dpo.methods.settings import beta_setting, check_settings, setting
+from dynamic_dpo.methods.settings import Scope, beta_setting, check_settings, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,6 +87,7 @@ class BetaDPO(PreferenceMethod):
 
     name = "beta_dpo"
     Settings = BetaDPOConfig
+    neutral = BetaDPOConfig(gain=0.0, keep_share=1.0)
     needs = Needs(batch_evidence=True)
     why_not_steered = "it finds a beta of its own for every batch"
 
@@ -101,7 +101,7 @@ class BetaDPO(PreferenceMethod):
     @classmethod
     def build(cls, context: BuildContext) -> Self:
         """Return the method as a run's settings describe it, with the run's scope."""
-        return cls(BetaDPOConfig(**context.own_with_beta()), scope=context.risk.scope)
+        return cls(BetaDPOConfig(**context.own_with_beta()), scope=context.scope)
 
     @property
     def beta(self) -> float:

@@ -54,6 +54,7 @@ class DPO(FixedBetaMethod):
 
     name = "dpo"
     Settings = DPOMethodConfig
+    neutral = DPOMethodConfig()
     config: DPOMethodConfig
 
     def losses(self, forward: PairForward, control: Control) -> Tensor:

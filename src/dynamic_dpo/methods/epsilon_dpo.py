@@ -62,6 +62,7 @@ class EpsilonDPO(PreferenceMethod):
 
     name = "epsilon_dpo"
     Settings = EpsilonDPOConfig
+    neutral = EpsilonDPOConfig(epsilon=0.0)
     why_not_steered = "it moves its beta itself, pair by pair"
     scope = "step"
 

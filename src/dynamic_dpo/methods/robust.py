@@ -34,6 +34,7 @@ class Robust(FixedBetaMethod):
 
     name = "robust"
     Settings = RobustConfig
+    neutral = RobustConfig(epsilon=0.0)
     config: RobustConfig
 
     def losses(self, forward: PairForward, control: Control) -> Tensor:

@@ -8,17 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from torch import Tensor
-
-from dynamic_dpo.errors import ConfigError
-from dynamic_dpo.loss.risk import check_beta_bounds, clip_beta
 from dynamic_dpo.methods.base import (
     BuildContext,
     PreferenceMethod,
-    Scope,
     State,
     check_state,
     finite_margins,
@@ -26,37 +21,26 @@ from dynamic_dpo.methods.base import (
 from dynamic_dpo.methods.building_blocks import SteeringMethod
 from dynamic_dpo.methods.dpo import loss_to_steer
 from dynamic_dpo.methods.risk.config import RiskConfig
-from dynamic_dpo.methods.risk.drift import null_drift
+from dynamic_dpo.methods.settings import Scope, check_settings, documented, same_as, setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
+@documented()
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Settings of the schedule ``beta_t = clip(beta_0 exp(c t))``, t counting updates after the warm-up.
+    """Settings of the schedule ``beta_t = clip(beta_0 exp(c t))``, t counting updates after the warm-up."""
 
-    Attributes:
-        beta_0: Beta at the start, > 0.
-        drift_per_1000: Change of ln beta per 1,000 controller updates, 1,000 c.
-        beta_min: Lower bound of beta.
-        beta_max: Upper bound of beta.
-        warmup_steps: Updates during which beta stays at beta_0.
-        scope: What a controller batch is, as in `RiskConfig`.
-    """
-
-    beta_0: float = 0.1
-    drift_per_1000: float = 0.0
-    beta_min: float = 0.0
-    beta_max: float = 2.0
-    warmup_steps: int = 120
-    scope: Scope = "micro"
+    beta_0: float = same_as(RiskConfig, "beta_0")
+    drift_per_1000: float = setting(0.0, "Change of ln beta per 1,000 controller updates, 1,000 c.")
+    beta_min: float = same_as(RiskConfig, "beta_min")
+    beta_max: float = same_as(RiskConfig, "beta_max")
+    warmup_steps: int = same_as(RiskConfig, "warmup_steps", ge=0)
+    scope: Scope = same_as(RiskConfig, "scope")
 
     def __post_init__(self) -> None:
-        check_beta_bounds(self.beta_0, self.beta_min, self.beta_max)
-        if not math.isfinite(self.drift_per_1000):
-            raise ConfigError(f"drift_per_1000 must be a finite number, got {self.drift_per_1000}")
-        if self.warmup_steps < 0:
-            raise ConfigError(f"warmup_steps must be at least 0, got {self.warmup_steps}")
-        if self.scope not in ("micro", "step"):
-            raise ConfigError(f"scope must be 'micro' or 'step', got {self.scope!r}")
+        check_settings(self)
 
     @classmethod
     def matched_to(
@@ -71,6 +55,9 @@ class ScheduleConfig:
                 batches (mode ``exact`` has none to match).
         """
         if drift_per_1000 == "match":
+            # Here because it loads torch: see `dynamic_dpo.methods.table`.
+            from dynamic_dpo.methods.risk.drift import null_drift
+
             drift_per_1000 = null_drift(replace(risk, mode="paper"), pairs_per_update).per_1000
         return cls(
             beta_0=risk.beta_0,
@@ -82,16 +69,14 @@ class ScheduleConfig:
         )
 
 
+@documented()
 @dataclass(frozen=True)
-class ScheduleSettings:
-    """What the section ``schedule`` of a file says; the rest of `ScheduleConfig` is the risk controller's."""
+class ScheduleSettings(RiskConfig):
+    """What a file says of the schedule: its drift, and the risk controller that it stands in for."""
 
-    drift_per_1000: float | Literal["match"] = field(
-        default="match",
-        metadata={
-            "description": "Change of ln beta per 1,000 controller updates; match: what method risk in mode paper "
-            "shows on noise."
-        },
+    drift_per_1000: float | Literal["match"] = setting(
+        "match",
+        "Change of ln beta per 1,000 controller updates; match: what method risk in mode paper shows on noise.",
     )
 
 
@@ -100,6 +85,7 @@ class Schedule(SteeringMethod):
 
     name = "schedule"
     Settings = ScheduleSettings
+    neutral = ScheduleConfig(drift_per_1000=0.0)
 
     def __init__(
         self,
@@ -117,9 +103,9 @@ class Schedule(SteeringMethod):
     @classmethod
     def build(cls, context: BuildContext) -> Self:
         """Return the clock as a run's settings describe it: within the bounds of the risk controller."""
-        size = context.pairs_per_update(context.risk.scope)
         own = ScheduleSettings(**context.own)
-        risk = context.risk.scaled_to(size, context.device_batch)
+        size = context.pairs_per_update(own.scope)
+        risk = own.scaled_to(size, context.device_batch)
         matched = ScheduleConfig.matched_to(risk, size, drift_per_1000=own.drift_per_1000)
         return cls(matched, loss=context.loss)
 
@@ -130,7 +116,7 @@ class Schedule(SteeringMethod):
         elapsed = max(0, self.updates - config.warmup_steps)
         # Beyond 700 exp would overflow; every such beta is at its bound.
         growth = min(config.drift_per_1000 / 1000.0 * elapsed, 700.0)
-        return clip_beta(config.beta_0 * math.exp(growth), config.beta_min, config.beta_max)
+        return min(max(config.beta_0 * math.exp(growth), config.beta_min), config.beta_max)
 
     def observe(self, evidence: Tensor) -> dict[str, float]:
         """Count one update; what the margins are changes nothing."""

@@ -1,30 +1,67 @@
-"""The table of methods: one line each, in the order of the documentation."""
+"""The table of methods: one line each, in the order of the documentation.
+
+A method's module is loaded when its class is first asked for, or when a file of settings is checked. That has to be
+quick, so these modules load no torch: they import it for their annotations, or where they use it.
+"""
 
 from __future__ import annotations
 
-from dynamic_dpo.methods.alpha_dpo import AlphaDPO
-from dynamic_dpo.methods.base import PreferenceMethod
-from dynamic_dpo.methods.beta_dpo import BetaDPO
-from dynamic_dpo.methods.dpo import DPO
-from dynamic_dpo.methods.epsilon_dpo import EpsilonDPO
-from dynamic_dpo.methods.hinge import Hinge
-from dynamic_dpo.methods.ipo import IPO
-from dynamic_dpo.methods.risk.controller import Risk
-from dynamic_dpo.methods.robust import Robust
-from dynamic_dpo.methods.schedule import Schedule
-from dynamic_dpo.methods.simpo import SimPO
-from dynamic_dpo.methods.wpo import WPO
+from collections.abc import Iterator, Mapping, MutableMapping
+from importlib import import_module
 
-METHODS: dict[str, type[PreferenceMethod]] = {
-    "dpo": DPO,
-    "risk": Risk,
-    "schedule": Schedule,
-    "robust": Robust,
-    "ipo": IPO,
-    "hinge": Hinge,
-    "simpo": SimPO,
-    "wpo": WPO,
-    "beta_dpo": BetaDPO,
-    "epsilon_dpo": EpsilonDPO,
-    "alpha_dpo": AlphaDPO,
-}
+from dynamic_dpo.methods.base import PreferenceMethod
+
+
+class MethodTable(MutableMapping[str, type[PreferenceMethod]]):
+    """Classes of methods by name.
+
+    Args:
+        entries: Name to ``"module:Class"``.
+
+    Example:
+        >>> methods = MethodTable({"dpo": "dynamic_dpo.methods.dpo:DPO"})
+        >>> list(methods), methods["dpo"].__name__
+        (['dpo'], 'DPO')
+    """
+
+    def __init__(self, entries: Mapping[str, str]) -> None:
+        self._entries: dict[str, str | type[PreferenceMethod]] = dict(entries)
+
+    def __getitem__(self, name: str) -> type[PreferenceMethod]:
+        entry = self._entries[name]
+        if isinstance(entry, str):
+            module, _, class_name = entry.partition(":")
+            entry = self._entries[name] = getattr(import_module(module), class_name)
+        return entry
+
+    def __setitem__(self, name: str, method: type[PreferenceMethod]) -> None:
+        self._entries[name] = method
+
+    def __delitem__(self, name: str) -> None:
+        del self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+METHODS = MethodTable(
+    {
+        "dpo": "dynamic_dpo.methods.dpo:DPO",
+        "risk": "dynamic_dpo.methods.risk.controller:Risk",
+        "schedule": "dynamic_dpo.methods.schedule:Schedule",
+        "robust": "dynamic_dpo.methods.robust:Robust",
+        "ipo": "dynamic_dpo.methods.ipo:IPO",
+        "hinge": "dynamic_dpo.methods.hinge:Hinge",
+        "simpo": "dynamic_dpo.methods.simpo:SimPO",
+        "wpo": "dynamic_dpo.methods.wpo:WPO",
+        "beta_dpo": "dynamic_dpo.methods.beta_dpo:BetaDPO",
+        "epsilon_dpo": "dynamic_dpo.methods.epsilon_dpo:EpsilonDPO",
+        "alpha_dpo": "dynamic_dpo.methods.alpha_dpo:AlphaDPO",
+    }
+)

@@ -12,33 +12,41 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from dynamic_dpo.errors import CheckpointError
-from dynamic_dpo.loss.dpo_loss import compute_and_log_model_margin
+from dynamic_dpo.methods.settings import check_settings, documented, setting
 from dynamic_dpo.runs.files import CONTROLLER, MARGIN_LOG_FOLDER, MARGINS
 from dynamic_dpo.utils.files import sync, write_refused
 from dynamic_dpo.utils.names import path_inside
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 logger = logging.getLogger("dynamic_dpo")
 
 
+@documented()
 @dataclass(frozen=True)
 class MarginLogConfig:
-    """Where and how margins are logged.
+    """Where and how margins are logged."""
 
-    Attributes:
-        log_dir: Folder of the log; a relative one lies in the run's output folder.
-        jsonl_name: Name of the file of margin statistics.
-        jsonl_sample_size: Margins that stand in each line itself.
-        save_per_rank: Whether every rank also logs its own pairs, in ``rank_*`` below the folder.
-    """
+    log_dir: str = setting(
+        MARGIN_LOG_FOLDER,
+        "Folder of margins.jsonl and the .npy files; a relative one lies in save_dir.",
+        key="margin_log.log_dir",
+        not_empty=True,
+    )
+    jsonl_name: str = setting(MARGINS, "Name of the file of margin statistics.", not_empty=True)
+    jsonl_sample_size: int = setting(
+        32, "Margins quoted in each line of margins.jsonl.", key="margin_log.jsonl_sample_size", ge=0
+    )
+    save_per_rank: bool = setting(
+        False, "Let every rank write its margins, not the first alone.", key="margin_log.save_per_rank"
+    )
 
-    log_dir: str = MARGIN_LOG_FOLDER
-    jsonl_name: str = MARGINS
-    jsonl_sample_size: int = 32
-    save_per_rank: bool = False
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def open(self, output_dir: str | Path, *, rank: int, num_ranks: int) -> list[MarginLog]:
         """Return this rank's logs: the main process's of all pairs first, then the rank's own."""
@@ -73,8 +81,8 @@ class MarginLog:
         self,
         folder: str | Path,
         *,
-        jsonl_name: str = MARGINS,
-        sample_size: int = 32,
+        jsonl_name: str = MarginLogConfig.jsonl_name,
+        sample_size: int = MarginLogConfig.jsonl_sample_size,
         local: bool = False,
     ) -> None:
         self.folder = Path(folder)
@@ -96,6 +104,9 @@ class MarginLog:
             update: Number of the controller update, from 1.
             reading: What the method says of the update; a prefix up to ``/`` is dropped from its keys.
         """
+        # Here because it loads torch, and files of settings are checked without it.
+        from dynamic_dpo.loss.dpo_loss import compute_and_log_model_margin
+
         line: dict[str, float] = {"epoch": epoch, "step": step, "update": update}
         line |= {key.rsplit("/", 1)[-1]: value for key, value in reading.items()}
         try:

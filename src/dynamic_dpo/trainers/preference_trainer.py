@@ -18,6 +18,7 @@ from transformers import Trainer
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.rows import PairBatch
 from dynamic_dpo.methods.base import PreferenceMethod
+from dynamic_dpo.methods.settings import MAX_NONFINITE
 from dynamic_dpo.runs.margin_log import MarginLogConfig
 from dynamic_dpo.trainers.arguments import (
     Truncation,
@@ -88,7 +89,7 @@ class PreferenceTrainer(ReferencedData, RecordedRun, ResumableRun, Trainer):  # 
         engine: EngineConfig | None = None,
         margin_log: MarginLogConfig | None = None,
         truncation: Truncation | None = None,
-        max_nonfinite: int = 32,
+        max_nonfinite: int = MAX_NONFINITE,
         disable_dropout: bool = True,
         reference_fingerprint: str | None = None,
         run_config: dict[str, Any] | None = None,

@@ -4,50 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 
 from dynamic_dpo.errors import ConfigError
-from dynamic_dpo.methods.base import Scope
 from dynamic_dpo.methods.risk.config import MonitorMode, RiskConfig, RiskMode
 from dynamic_dpo.methods.risk.controller import Risk
+from dynamic_dpo.methods.settings import Scope, documented
 from dynamic_dpo.runs.margin_log import MarginLogConfig
 from dynamic_dpo.trainers.arguments import default_arguments, pairs_per_update
 from dynamic_dpo.trainers.preference_trainer import PreferenceTrainer
 
+PartT = TypeVar("PartT", RiskConfig, MarginLogConfig)
 
+
+@documented(RiskConfig, MarginLogConfig)
 @dataclass
 class RiskBetaDPOConfig:
-    """Settings of the risk controller and of its margin log.
+    """Settings of the risk controller, `RiskConfig`, and of its margin log, `MarginLogConfig`, in one.
 
-    Attributes:
-        delta: Tolerated rate of exceedance, in (0, 1).
-        momentum: Rate at which old batches are forgotten, in [0, 1] (``lambda`` in YAML).
-        beta_0: Beta at the start, > 0.
-        alpha: Largest step in ln beta of one update.
-        gamma: Gain of the test statistic.
-        beta_min: Lower bound of beta.
-        beta_max: Upper bound of beta.
-        warmup_steps: Controller batches that are only collected.
-        log_margins: Whether margins are logged.
-        log_dir: Folder of the margin log; a relative one lies in the run's output folder.
-        jsonl_name: Name of the file of margin statistics.
-        save_per_rank: Whether every rank also logs its own pairs.
-        jsonl_sample_size: Margins that stand in each line itself.
-        mode: ``paper`` (faithful), ``exact`` (calibrated), ``rm`` (nearly so, in constant memory) or ``target``
-            (holds the margins at a level).
-        scope: What a controller batch is: the device batch (``micro``) or the optimizer step (``step``).
-        alpha_scale: Factor on alpha, for a scope with fewer updates than the one alpha was chosen for; ``"auto"``
-            is the number of device batches, of all ranks, in a controller batch.
-        window_multiple: Controller batches that the reference window of ``exact`` spans.
-        seed: Seed of the draws that break ties in ``exact``.
-        margin_budget: The level that a share delta of margins may exceed, nats; ``target`` needs it.
-        gain_p: Proportional gain of ``target``.
-        gain_i: Integral gain of ``target``, per update.
-        monitor: What to do when the rate of exceedance has risen: ``off``, ``report``, ``warn`` or ``stop``.
-        monitor_rate: The rate to detect; ``None``: the double of delta.
-        monitor_threshold: Sum of evidence that raises the alarm.
+    Defaults and ranges are those of the two; ``log_margins`` says whether margins are logged at all.
 
     Raises:
         ConfigError: If a setting is out of range.
@@ -57,45 +34,45 @@ class RiskBetaDPOConfig:
         0.05
     """
 
-    delta: float = 0.1
-    momentum: float = 0.05
-    beta_0: float = 0.1
-    alpha: float = 0.005
-    gamma: float = 2.0
-    beta_min: float = 0.0
-    beta_max: float = 2.0
-    warmup_steps: int = 120
+    delta: float = RiskConfig.delta
+    momentum: float = RiskConfig.momentum
+    beta_0: float = RiskConfig.beta_0
+    alpha: float = RiskConfig.alpha
+    gamma: float = RiskConfig.gamma
+    beta_min: float = RiskConfig.beta_min
+    beta_max: float = RiskConfig.beta_max
+    warmup_steps: int = RiskConfig.warmup_steps
     log_margins: bool = True
-    log_dir: str = "logs/margins"
-    jsonl_name: str = "margins.jsonl"
-    save_per_rank: bool = False
-    jsonl_sample_size: int = 32
-    mode: RiskMode = "paper"
-    scope: Scope = "micro"
-    alpha_scale: float | Literal["auto"] = 1.0
-    window_multiple: int = 20
-    seed: int = 0
-    margin_budget: float | None = None
-    gain_p: float = 1.0
-    gain_i: float = 0.005
-    monitor: MonitorMode = "off"
-    monitor_rate: float | None = None
-    monitor_threshold: float = 5000.0
+    log_dir: str = MarginLogConfig.log_dir
+    jsonl_name: str = MarginLogConfig.jsonl_name
+    save_per_rank: bool = MarginLogConfig.save_per_rank
+    jsonl_sample_size: int = MarginLogConfig.jsonl_sample_size
+    mode: RiskMode = RiskConfig.mode
+    scope: Scope = RiskConfig.scope
+    alpha_scale: float | Literal["auto"] = RiskConfig.alpha_scale
+    window_multiple: int = RiskConfig.window_multiple
+    seed: int = RiskConfig.seed
+    margin_budget: float | None = RiskConfig.margin_budget
+    gain_p: float = RiskConfig.gain_p
+    gain_i: float = RiskConfig.gain_i
+    monitor: MonitorMode = RiskConfig.monitor
+    monitor_rate: float | None = RiskConfig.monitor_rate
+    monitor_threshold: float = RiskConfig.monitor_threshold
 
     def __post_init__(self) -> None:
-        self.risk()
-        if self.jsonl_sample_size < 0:
-            raise ConfigError(f"jsonl_sample_size must be at least 0, got {self.jsonl_sample_size}")
+        self._part(RiskConfig)
+        self._part(MarginLogConfig)
 
     def risk(self) -> RiskConfig:
         """Return the controller's part."""
-        return RiskConfig(**{field.name: getattr(self, field.name) for field in fields(RiskConfig)})
+        return self._part(RiskConfig)
 
     def margin_log(self) -> MarginLogConfig | None:
         """Return the margin log's part, ``None`` where nothing is logged."""
-        if not self.log_margins:
-            return None
-        return MarginLogConfig(**{field.name: getattr(self, field.name) for field in fields(MarginLogConfig)})
+        return self._part(MarginLogConfig) if self.log_margins else None
+
+    def _part(self, kind: type[PartT]) -> PartT:
+        return kind(**{entry.name: getattr(self, entry.name) for entry in fields(kind)})
 
 
 class RiskBetaDPOTrainer(PreferenceTrainer):

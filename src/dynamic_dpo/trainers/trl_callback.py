@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from dynamic_dpo.errors import CheckpointError, ConfigError, ModelError, NonFiniteError, RunStopped
 from dynamic_dpo.methods.risk.config import RiskConfig
 from dynamic_dpo.methods.risk.controller import Risk
+from dynamic_dpo.methods.settings import MAX_NONFINITE
 
 logger = logging.getLogger("dynamic_dpo")
 
@@ -43,7 +44,7 @@ class RiskBetaCallback(TrainerCallback):  # type: ignore[misc]
         >>> # trainer = callback.attach(DPOTrainer(model=..., args=..., train_dataset=...)); trainer.train()
     """
 
-    def __init__(self, config: RiskConfig | None = None, *, max_nonfinite: int = 32) -> None:
+    def __init__(self, config: RiskConfig | None = None, *, max_nonfinite: int = MAX_NONFINITE) -> None:
         self.config = config or RiskConfig()
         self.max_nonfinite = max_nonfinite
         self.num_nonfinite = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -181,7 +182,7 @@ def test_alpha_scale_multiplies_the_integral_gain_of_target() -> None:
 
 
 def test_target_needs_a_budget() -> None:
-    with pytest.raises(ConfigError, match="needs margin_budget, in nats"):
+    with pytest.raises(ConfigError, match="margin_budget is needed by mode target: The margin in nats"):
         RiskConfig(mode="target")
 
 
@@ -200,16 +201,39 @@ def test_a_sum_for_another_budget_is_refused() -> None:
     [
         ({"mode": "fast"}, "mode must be one of 'paper', 'exact', 'rm', 'target', got 'fast'"),
         ({"monitor": "on"}, "monitor must be one of 'off', 'report', 'warn', 'stop'"),
-        ({"alpha_scale": "automatic"}, "alpha_scale must be a finite number > 0, or 'auto'"),
-        ({"monitor_rate": 0.1}, r"monitor_rate must lie in \(delta, 1\) = \(0.1, 1\), got 0.1"),
-        ({"monitor_threshold": 1.0}, "monitor_threshold must be a finite number > 1"),
-        ({"margin_budget": math.nan}, "margin_budget must be a finite number of nats"),
-        ({"gain_i": -1.0}, "gain_i must be a finite number >= 0"),
+        ({"alpha_scale": "automatic"}, "alpha_scale must be a finite number, or 'auto'"),
+        ({"monitor_rate": 0.1}, r"monitor_rate must be above delta \(0.1\), got 0.1"),
+        ({"monitor_threshold": 1.0}, "monitor_threshold must be greater than 1, got 1.0"),
+        ({"margin_budget": math.nan}, "margin_budget must be a finite number, got nan"),
+        ({"gain_i": -1.0}, "gain_i must be at least 0, got -1.0"),
     ],
 )
 def test_settings_out_of_range_are_named(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         RiskConfig(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("beta_0", "beta_min", "beta_max"),
+    [
+        (0.0, 0.0, 2.0),
+        (-0.1, 0.0, 2.0),
+        (math.nan, 0.0, 2.0),
+        (math.inf, 0.0, math.inf),
+        (0.1, 0.2, 2.0),
+        (0.1, 0.0, 0.05),
+        (0.1, -0.1, 2.0),
+        (0.1, math.nan, 2.0),
+        (0.1, 0.0, math.nan),
+        (0.1, 0.0, math.inf),
+        (0.1, 0.5, 0.3),
+    ],
+)
+def test_bounds_that_do_not_enclose_a_positive_beta_are_refused(
+    beta_0: float, beta_min: float, beta_max: float
+) -> None:
+    with pytest.raises(ConfigError, match=r"^beta_(0|min|max) must be"):
+        RiskConfig(beta_0=beta_0, beta_min=beta_min, beta_max=beta_max)
 
 
 def test_alpha_scale_auto_counts_the_device_batches_of_an_update() -> None:
@@ -224,9 +248,9 @@ def test_alpha_scale_auto_counts_the_device_batches_of_an_update() -> None:
 
 def test_alpha_scale_auto_reaches_the_controllers_that_are_built_from_settings() -> None:
     config = RiskConfig(alpha_scale="auto", scope="step", warmup_steps=1)
-    context = BuildContext(own={}, risk=config, pairs_per_update=lambda scope: 8, device_batch=2)
+    context = BuildContext(asdict(config), 0.1, "step", pairs_per_update=lambda scope: 8, device_batch=2)
     assert Risk.build(context).config.scale == 4.0
-    plain = BuildContext(own={}, risk=RiskConfig(warmup_steps=1), pairs_per_update=lambda scope: 8)
+    plain = BuildContext({"warmup_steps": 1}, 0.1, "micro", pairs_per_update=lambda scope: 8)
     drift = Schedule.build(context).config.drift_per_1000
     assert drift == pytest.approx(4 * Schedule.build(plain).config.drift_per_1000)
 

@@ -1,97 +1,109 @@
-"""A section for every method with settings, made from the method's own dataclass.
+"""Which method is run, and a section for every method with settings of its own, made from its dataclass.
 
-Types, defaults, ranges and meanings stand beside the method and nowhere else; this module only lists the methods and
-says which of their keys a run would not read.
+Names, choices and sections follow from the table of methods; what is added is which keys a run would not read.
 """
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import Field, create_model
+from pydantic import Field, create_model, field_validator
 
-from dynamic_dpo.config.base import Document, Section
+from dynamic_dpo.config.base import Document, Section, refuse
+from dynamic_dpo.config.from_settings import contradictions_in, settings_section
 from dynamic_dpo.config.phrases import given
-from dynamic_dpo.methods.alpha_dpo import AlphaDPO
-from dynamic_dpo.methods.beta_dpo import BetaDPO
-from dynamic_dpo.methods.dpo import DPO
-from dynamic_dpo.methods.epsilon_dpo import EpsilonDPO
-from dynamic_dpo.methods.hinge import Hinge
-from dynamic_dpo.methods.ipo import IPO
-from dynamic_dpo.methods.robust import Robust
-from dynamic_dpo.methods.settings import BOUNDS
-from dynamic_dpo.methods.simpo import SimPO
-from dynamic_dpo.methods.wpo import WPO
+from dynamic_dpo.methods.risk.config import RiskConfig
+from dynamic_dpo.methods.settings import MAX_NONFINITE, file_keys
+from dynamic_dpo.methods.table import METHODS
 
 if TYPE_CHECKING:
     from dynamic_dpo.methods.base import PreferenceMethod
 
 DocumentT = TypeVar("DocumentT", bound=Document)
 
-MethodName = Literal[
-    "dpo",
-    "risk",
-    "schedule",
-    "robust",
-    "ipo",
-    "hinge",
-    "simpo",
-    "wpo",
-    "beta_dpo",
-    "epsilon_dpo",
-    "alpha_dpo",
-]
-LossName = Literal["dpo", "robust", "ipo", "hinge", "simpo", "wpo"]
+CONTROLLERS = tuple(name for name, method in METHODS.items() if method.steers_beta)
+STEERED = tuple(name for name, method in METHODS.items() if not method.why_not_steered)
 
-CONTROLLERS = ("risk", "schedule")
-# Modules of methods load no torch; those of the controllers do, and their keys stand in sections of their own.
-METHODS_WITH_SETTINGS: tuple[type[PreferenceMethod], ...] = (
-    DPO,
-    Robust,
-    IPO,
-    Hinge,
-    SimPO,
-    WPO,
-    BetaDPO,
-    EpsilonDPO,
-    AlphaDPO,
-)
-WHY_NOT_STEERED = {
-    method.name: method.why_not_steered for method in METHODS_WITH_SETTINGS if method.why_not_steered
-}
-_WITHOUT_REFERENCE = {method.name for method in METHODS_WITH_SETTINGS if not method.needs.reference}
+if TYPE_CHECKING:
+    MethodName: TypeAlias = str
+    LossName: TypeAlias = str
+else:
+    MethodName = Literal[tuple(METHODS)]
+    LossName = Literal[STEERED]
 
 
-def method_section(method: type[PreferenceMethod]) -> type[Section]:
-    """Return the section of a method's settings."""
-    settings: Any = method.Settings
-    kinds = get_type_hints(settings)
-    keys: dict[str, Any] = {}
-    for entry in fields(settings):
-        about = entry.metadata
-        bounds = {name: about[name] for name in BOUNDS if name in about}
-        # In a file, a beta that is left out is the run's beta_0.
-        is_beta = about.get("null_is_beta_0", False)
-        kind = kinds[entry.name] | None if is_beta else kinds[entry.name]
-        default = about["in_files"] if is_beta else entry.default
-        keys[entry.name] = (kind, Field(default=default, description=about["description"], **bounds))
+class _Choice(Section):
+    name: MethodName = Field(
+        default="risk",
+        description="What finds beta and the losses: risk (beta follows the risk test), schedule (beta moves by "
+        "the clock, the control arm of risk), or a method by its name, see docs/methods.md.",
+    )
+    loss: LossName = Field(
+        default="dpo",
+        description="Methods risk and schedule: the method whose beta they move; its section is read, but for "
+        "its beta.",
+    )
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _has_a_beta_to_move(cls, value: object) -> object:
+        # A controller is no loss at all, which the list of choices says.
+        if isinstance(value, str) and value in METHODS and value not in (*CONTROLLERS, *STEERED):
+            refuse(
+                f"cannot be {value}, since {METHODS[value].why_not_steered}: set method.name={value} to train with it"
+            )
+        return value
+
+
+class MethodSection(settings_section("method", RiskConfig, base=_Choice)):  # type: ignore[misc]
+    """Which method turns margins into beta and losses, and how it is run."""
+
+    max_nonfinite: int = Field(
+        default=MAX_NONFINITE,
+        ge=0,
+        description="Margins that may be NaN or infinite, in total, before the run stops.",
+    )
+
+
+def _own_keys(method: type[PreferenceMethod]) -> list[str]:
+    """Return the keys of the section that bears the method's name; none where it has no such section."""
+    if method.Settings is None:
+        return []
+    return [key.key for key in file_keys(method.Settings, method.name).values() if key.section == method.name]
+
+
+def _own_section(method: type[PreferenceMethod]) -> type[Section]:
     steered = "" if method.why_not_steered else " or method.loss"
+    assert method.Settings is not None
+    keys = settings_section(method.name, method.Settings, own=True)
     return create_model(
-        settings.__name__.replace("Config", "Section"),
-        __base__=Section,
+        f"{method.__name__}Section",
+        __base__=keys,
         __doc__=f"Read where method.name{steered} is {method.name}.",
-        **keys,
     )
 
 
 def with_method_sections(document: type[DocumentT]) -> type[DocumentT]:
-    """Return ``document`` with a section for each of `METHODS_WITH_SETTINGS`, under the method's name."""
-    sections = {method.name: method_section(method) for method in METHODS_WITH_SETTINGS}
+    """Return ``document`` with a section for each method that has keys of its own, under the method's name."""
+    # Those of controllers first, beside the sections of the risk test.
+    methods = sorted(METHODS.values(), key=lambda method: not method.steers_beta)
+    sections = {method.name: _own_section(method) for method in methods if _own_keys(method)}
     keys: dict[str, Any] = {
         name: (section, Field(default_factory=section)) for name, section in sections.items()
     }
     return create_model("WithMethodSections", __base__=document, **keys)
+
+
+def ruled_out(config: Any) -> Iterator[str]:
+    """Yield one line for each setting of a method that another setting rules out, and for each that is lacking.
+
+    Args:
+        config: The training configuration.
+    """
+    for name, method in METHODS.items():
+        if method.Settings is not None:
+            yield from contradictions_in(config, method.Settings, name, is_chosen=name == config.method.name)
 
 
 def unread_settings(config: Any) -> list[str]:
@@ -110,25 +122,26 @@ def unread_settings(config: Any) -> list[str]:
             f"another loss; remove it, or set method.name={loss}, got {given(loss)}"
         )
     read = loss if steers else name
-    if config.ref_name is not None and read in _WITHOUT_REFERENCE:
+    if config.ref_name is not None and not METHODS[read].needs.reference:
         lines.append(
             f"ref_name has no effect with {read}, which needs no reference: remove it, got {given(config.ref_name)}"
         )
     chosen = f"method.name {name} and method.loss {loss}" if steers else f"method.name {name}"
-    for section_name in (method.name for method in METHODS_WITH_SETTINGS):
-        section = getattr(config, section_name)
+    for owner, method in METHODS.items():
+        if owner in CONTROLLERS or not _own_keys(method):
+            continue
+        section = getattr(config, owner)
         for key, field in type(section).model_fields.items():
             value = getattr(section, key)
             if value == field.default:
                 continue
-            if section_name != name and not (steers and section_name == loss):
+            if owner != name and not (steers and owner == loss):
                 lines.append(
-                    f"{section_name}.{key} has no effect with {chosen}: remove it, or choose {section_name}, "
-                    f"got {given(value)}"
+                    f"{owner}.{key} has no effect with {chosen}: remove it, or choose {owner}, got {given(value)}"
                 )
-            elif section_name != name and key == "beta":
+            elif owner != name and key == "beta":
                 lines.append(
-                    f"{section_name}.beta has no effect with method.name {name}, which moves beta from "
+                    f"{owner}.beta has no effect with method.name {name}, which moves beta from "
                     f"beta_update.beta_0: set that instead, got {given(value)}"
                 )
     return lines

@@ -1,110 +1,116 @@
-"""The risk controller's settings, checked once: what holds after construction, every mode may rely on.
-
-Which setting means what to which mode stands here; how a mode uses it stands in the mode's own module.
-"""
+"""The risk controller's settings, each stated once: what holds after construction, every mode may rely on."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 from dynamic_dpo.errors import ConfigError
-from dynamic_dpo.loss.risk import check_beta_bounds, check_delta
-from dynamic_dpo.methods.base import Scope
+from dynamic_dpo.methods.settings import Scope, check_settings, documented, setting
 
+# Each has its test and its simulated chains in a file of its own: see `modes`.
 RiskMode = Literal["paper", "exact", "rm", "target"]
 MonitorMode = Literal["off", "report", "warn", "stop"]
 
 
+@documented()
 @dataclass(frozen=True)
 class RiskConfig:
-    """Settings of the risk controller; symbols as in ``docs/method.md``.
+    """Settings of the risk controller; symbols as in ``docs/method.md``, keys as a file names them."""
 
-    Attributes:
-        delta: Tolerated rate of exceedance, in (0, 1).
-        momentum: Rate at which old batches are forgotten, in [0, 1]: by tau (``paper``, ``rm``; ``lambda`` in YAML)
-            or by the smoothed score (``target``).
-        beta_0: Beta at the start, > 0.
-        alpha: Largest step in ln beta of one update, ≥ 0. Not in mode ``target``, which has gains instead.
-        gamma: Gain of the test statistic before tanh, > 0. Mode ``paper`` only.
-        beta_min: Lower bound of beta.
-        beta_max: Upper bound of beta.
-        warmup_steps: Controller batches at the start during which beta stays at beta_0, ≥ 1.
-        mode: ``paper`` (faithful), ``exact`` (calibrated: no drift on noise), ``rm`` (nearly calibrated, in constant
-            memory) or ``target`` (holds the margins' upper tail at a level).
-        scope: What a controller batch is: the device batch (``micro``) or the optimizer step (``step``).
-        alpha_scale: Factor on alpha (on gain_i in ``target``), for a scope with fewer updates than the one they
-            were chosen for; ``"auto"`` is the number of device batches, of all ranks, in a controller batch.
-        window_multiple: Controller batches that the reference window spans. Mode ``exact`` only.
-        seed: Seed of the draws that break ties. Mode ``exact`` only.
-        margin_budget: The level tau*, in nats, that a share delta of margins may exceed. Mode ``target`` needs it,
-            the others have none.
-        gain_p: Proportional gain K_P of mode ``target``, ≥ 0.
-        gain_i: Integral gain K_I of mode ``target``, per update, ≥ 0.
-        monitor: What to do when the rate of exceedance has risen: nothing (``off``), count it (``report``), say so
-            (``warn``), or save and ``stop``. See `dynamic_dpo.methods.risk.monitor`.
-        monitor_rate: The rate of exceedance to detect, in (delta, 1); ``None``: the double of delta, or half-way
-            from delta to 1 where that is less.
-        monitor_threshold: Sum of evidence that raises the alarm, > 1; about the updates between false alarms.
-    """
-
-    delta: float = 0.1
-    momentum: float = 0.05
-    beta_0: float = 0.1
-    alpha: float = 0.005
-    gamma: float = 2.0
-    beta_min: float = 0.0
-    beta_max: float = 2.0
-    warmup_steps: int = 120
-    mode: RiskMode = "paper"
-    scope: Scope = "micro"
-    alpha_scale: float | Literal["auto"] = 1.0
-    window_multiple: int = 20
-    seed: int = 0
-    margin_budget: float | None = None
-    gain_p: float = 1.0
-    gain_i: float = 0.005
-    monitor: MonitorMode = "off"
-    monitor_rate: float | None = None
-    monitor_threshold: float = 5000.0
+    delta: float = setting(
+        0.1, "Tolerated share of margins that reach the threshold tau.", key="risk_test.delta", gt=0, lt=1
+    )
+    momentum: float = setting(
+        0.05,
+        "Rate at which tau follows the latest controller batches (modes paper and rm), or the smoothed score does "
+        "(target).",
+        key="risk_test.lambda",
+        # Files follow the paper, Python the code that the stored traces were made with.
+        in_files=0.1,
+        ge=0,
+        le=1,
+    )
+    beta_0: float = setting(0.1, "Beta at the start.", key="beta_update.beta_0", gt=0)
+    alpha: float = setting(0.005, "Largest change of ln beta in one update.", key="beta_update.alpha", ge=0)
+    gamma: float = setting(
+        2.0, "Gain of the test statistic before tanh (mode paper).", key="beta_update.gamma", gt=0
+    )
+    beta_min: float = setting(0.0, "Lower bound of beta.", key="beta_update.beta_min", ge=0, at_most="beta_0")
+    beta_max: float = setting(
+        2.0, "Upper bound of beta.", key="beta_update.beta_max", gt=0, at_least="beta_0"
+    )
+    warmup_steps: int = setting(
+        120,
+        "Controller batches from which the first tau is found; until then beta is beta_0.",
+        key="risk_test.beta_warmup",
+        ge=1,
+    )
+    mode: RiskMode = setting(
+        "paper",
+        "Test of method risk: faithful (paper), calibrated so that beta does not drift on noise (exact), nearly so "
+        "in constant memory (rm), or against a fixed margin budget (target).",
+        key="method.mode",
+    )
+    scope: Scope = setting(
+        "micro",
+        "What the controller sees at once: a device batch (micro), or all pairs of the optimizer step over all ranks "
+        "(step).",
+        key="method.scope",
+    )
+    alpha_scale: float | Literal["auto"] = setting(
+        1.0,
+        "Factor on beta_update.alpha, in mode target on risk_target.gain_i, e.g. for the fewer updates of scope "
+        "step; auto: the device batches, of all devices, in a controller batch.",
+        key="method.alpha_scale",
+        gt=0,
+    )
+    window_multiple: int = setting(
+        20,
+        "Mode exact: the reference window spans at least this many controller batches.",
+        key="method.window_multiple",
+        ge=2,
+    )
+    seed: int = setting(0, "Mode exact: seed of the draws that break ties.", key="method.seed", ge=0)
+    margin_budget: float | None = setting(
+        None,
+        "The margin in nats, without beta, that a share risk_test.delta of the pairs may exceed; mode target needs "
+        "it. The margin log of an earlier run shows what is usual.",
+        key="risk_target.margin_budget",
+        needed_by=("mode", "target"),
+    )
+    gain_p: float = setting(
+        1.0, "Gain on the smoothed score: ln beta per unit.", key="risk_target.gain_p", ge=0
+    )
+    gain_i: float = setting(
+        0.005,
+        "Gain on the sum of the smoothed scores: ln beta per unit and update.",
+        key="risk_target.gain_i",
+        ge=0,
+    )
+    monitor: MonitorMode = setting(
+        "off",
+        "On an alarm: count it in the logs (report), also warn, or save a checkpoint and stop. Alarms mean nothing "
+        "in mode paper.",
+        key="monitor.mode",
+    )
+    monitor_rate: float | None = setting(
+        None,
+        "The rate of exceedance to detect, above delta; null: twice delta, at most half-way to 1.",
+        key="monitor.rate",
+        gt=0,
+        lt=1,
+        above="delta",
+    )
+    monitor_threshold: float = setting(
+        5000.0,
+        "Evidence that raises the alarm; about the least mean number of updates between false alarms.",
+        key="monitor.threshold",
+        gt=1,
+    )
 
     def __post_init__(self) -> None:
-        check_delta(self.delta)
-        check_beta_bounds(self.beta_0, self.beta_min, self.beta_max)
-        for key, choices in (
-            ("mode", get_args(RiskMode)),
-            ("scope", get_args(Scope)),
-            ("monitor", get_args(MonitorMode)),
-        ):
-            if getattr(self, key) not in choices:
-                listed = ", ".join(map(repr, choices))
-                raise ConfigError(f"{key} must be one of {listed}, got {getattr(self, key)!r}")
-        budget, rate, scale = self.margin_budget, self.monitor_rate, self.alpha_scale
-        rules = {
-            "momentum": (0 <= self.momentum <= 1, "lie in [0, 1]"),
-            "alpha": (0 <= self.alpha < math.inf, "be a finite number >= 0"),
-            "gamma": (0 < self.gamma < math.inf, "be a finite number > 0"),
-            "alpha_scale": (
-                scale == "auto" if isinstance(scale, str) else 0 < scale < math.inf,
-                "be a finite number > 0, or 'auto'",
-            ),
-            "warmup_steps": (self.warmup_steps >= 1, "be at least 1"),
-            "window_multiple": (self.window_multiple >= 2, "be at least 2"),
-            "margin_budget": (budget is None or math.isfinite(budget), "be a finite number of nats, or None"),
-            "gain_p": (0 <= self.gain_p < math.inf, "be a finite number >= 0"),
-            "gain_i": (0 <= self.gain_i < math.inf, "be a finite number >= 0"),
-            "monitor_rate": (rate is None or self.delta < rate < 1, f"lie in (delta, 1) = ({self.delta}, 1)"),
-            "monitor_threshold": (1 < self.monitor_threshold < math.inf, "be a finite number > 1"),
-        }
-        for key, (holds, wanted) in rules.items():
-            if not holds:
-                raise ConfigError(f"{key} must {wanted}, got {getattr(self, key)!r}")
-        if self.mode == "target" and budget is None:
-            raise ConfigError(
-                "mode 'target' needs margin_budget, in nats: the level that a share delta of the margins may exceed. "
-                "The margin log of an earlier run shows what is usual"
-            )
+        check_settings(self)
 
     @property
     def rate_to_detect(self) -> float:

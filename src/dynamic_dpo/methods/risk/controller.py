@@ -9,9 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Self
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Self
 
 from dynamic_dpo.methods.base import (
     BuildContext,
@@ -22,10 +20,13 @@ from dynamic_dpo.methods.base import (
 )
 from dynamic_dpo.methods.building_blocks import SteeringMethod
 from dynamic_dpo.methods.dpo import loss_to_steer
-from dynamic_dpo.methods.risk.base import RiskReading
 from dynamic_dpo.methods.risk.config import RiskConfig
-from dynamic_dpo.methods.risk.modes import TESTS
-from dynamic_dpo.methods.risk.monitor import Monitor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dynamic_dpo.methods.risk.base import RiskReading
+    from dynamic_dpo.methods.risk.monitor import Monitor
 
 STATE_VERSION = 1
 
@@ -50,6 +51,8 @@ class Risk(SteeringMethod):
     """
 
     name = "risk"
+    Settings = RiskConfig
+    neutral = RiskConfig(alpha=0.0, warmup_steps=1)
 
     def __init__(
         self,
@@ -60,6 +63,10 @@ class Risk(SteeringMethod):
         loss: PreferenceMethod | None = None,
         device_batch: int | None = None,
     ) -> None:
+        # Here because they load torch: see `dynamic_dpo.methods.table`.
+        from dynamic_dpo.methods.risk.modes import TESTS
+        from dynamic_dpo.methods.risk.monitor import Monitor
+
         config = config or RiskConfig()
         self.config = config.scaled_to(pairs_per_update, device_batch)
         self.scaled_by_itself = config.alpha_scale == "auto"
@@ -70,13 +77,14 @@ class Risk(SteeringMethod):
         self.updates = 0
         self._beta = config.beta_0
         self.test = TESTS[config.mode](self.config, pairs_per_update)
-        self.monitor = None if config.monitor == "off" else Monitor(self.config)
+        self.monitor: Monitor | None = None if config.monitor == "off" else Monitor(self.config)
 
     @classmethod
     def build(cls, context: BuildContext) -> Self:
         """Return the controller as a run's settings describe it."""
-        size = context.pairs_per_update(context.risk.scope)
-        return cls(context.risk, pairs_per_update=size, loss=context.loss, device_batch=context.device_batch)
+        config = RiskConfig(**context.own)
+        size = context.pairs_per_update(config.scope)
+        return cls(config, pairs_per_update=size, loss=context.loss, device_batch=context.device_batch)
 
     @property
     def beta(self) -> float:
@@ -130,7 +138,8 @@ class Risk(SteeringMethod):
         # A stopped run may be resumed: it was told. A monitor switched on or off since is no other controller.
         self.stop_reason = None
         if self.monitor is not None:
-            self.monitor.load_state_dict(state.get("monitor", Monitor(self.config).state_dict()))
+            fresh = type(self.monitor)(self.config).state_dict()
+            self.monitor.load_state_dict(state.get("monitor", fresh))
 
     def summary(self) -> dict[str, Any]:
         """Return name, mode, scope, the steered loss, all settings, and the alarms where a monitor counts them."""
