@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import Field, fields
+from dataclasses import Field, dataclass, fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +11,8 @@ import pytest
 from dynamic_dpo.cli.build_training import build_method
 from dynamic_dpo.config import get_training_config
 from dynamic_dpo.methods import IPO, METHODS, BuildContext, PreferenceMethod, Risk, Schedule
-from dynamic_dpo.methods.settings import stated_by
+from dynamic_dpo.methods.building_blocks import FixedBetaMethod
+from dynamic_dpo.methods.settings import setting, stated_by
 
 ARGS = SimpleNamespace(per_device_train_batch_size=4, gradient_accumulation_steps=2, world_size=2)
 
@@ -66,6 +67,25 @@ def test_a_steered_losss_settings_reach_it() -> None:
     assert not method.loss.config.length_normalised
     smoothed: Any = built(dpo={"label_smoothing": 0.2})
     assert smoothed.loss.config.label_smoothing == 0.2
+
+
+def test_a_loss_whose_settings_have_no_beta_can_be_steered(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class HeightConfig:
+        height: float = setting(1.0, "Loss at margin 0.")
+
+    class Tall(FixedBetaMethod):
+        name = "tall"
+        Settings = HeightConfig
+
+    monkeypatch.setitem(METHODS, "tall", Tall)
+    config: Any = SimpleNamespace(
+        method=SimpleNamespace(name="risk", loss="tall", scope="micro"),
+        beta_update=SimpleNamespace(beta_0=0.3),
+        settings_of=lambda name: {"beta_0": 0.3} if name == "risk" else {"height": 2.0},
+    )
+    method: Any = build_method(config, ARGS)
+    assert (method.beta, method.loss.config) == (0.3, HeightConfig(2.0))
 
 
 def test_a_controller_is_sized_for_its_batches() -> None:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from dynamic_dpo.methods.base import PreferenceMethod
     from dynamic_dpo.models.sources import ModelSource
 
-NEVER = 10**9
+# The trainer has no word for "only at the end".
+MORE_STEPS_THAN_ANY_RUN = 10**9
 
 
 def check_device(config: TrainingConfig) -> None:
@@ -51,7 +52,7 @@ def common_arguments(config: TrainingConfig, section: Any) -> dict[str, Any]:
         "warmup_steps": section.warmup_steps,
         "logging_steps": section.log_steps,
         "save_strategy": "steps",
-        "save_steps": section.save_steps or NEVER,
+        "save_steps": section.save_steps or MORE_STEPS_THAN_ANY_RUN,
         "push_to_hub": section.push_to_hub,
         "hub_model_id": section.hub_model_id,
         "bf16": config.precision == "bf16",
@@ -159,7 +160,9 @@ def build_method(config: TrainingConfig, args: Any) -> PreferenceMethod:
         device_batch=args.per_device_train_batch_size,
     )
     if METHODS[name].steers_beta:
-        own = config.settings_of(config.method.loss) | {"beta": None}
+        own = config.settings_of(config.method.loss)
+        # Beta is the controller's, which starts from the run's.
+        own |= {"beta": None} if "beta" in own else {}
         loss = METHODS[config.method.loss].build(replace(context, own=own))
         context = replace(context, loss=loss)
     return METHODS[name].build(context)
