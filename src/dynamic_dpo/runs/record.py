@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dynamic_dpo.errors import DataError
-from dynamic_dpo.runs.files import CHECKPOINT_PREFIX, CONTROLLER, MARGIN_LOG_FOLDER, MARGINS, SUMMARY, TRAINER_STATE
+from dynamic_dpo.runs.files import (
+    CHECKPOINT_PREFIX,
+    CONTROLLER,
+    MARGIN_LOG_FOLDER,
+    MARGINS,
+    SUMMARY,
+    TRAINER_STATE,
+)
 
 Record = dict[str, Any]
 
@@ -65,12 +72,14 @@ def read_run(run_dir: str | Path) -> RunRecord:
     controller = _lines(_logged(folder, summary, "controller_path", CONTROLLER))
     if not (summary or state or margins or controller):
         raise DataError(
-            f"{folder} holds no training run: none of {SUMMARY}, {TRAINER_STATE}, {MARGIN_LOG_FOLDER}/{MARGINS} is there; "
-            "give the save_dir that the run was started with"
+            f"{folder} holds no training run: none of {SUMMARY}, {TRAINER_STATE}, {MARGIN_LOG_FOLDER}/{MARGINS} is "
+            "there; give the save_dir that the run was started with"
         )
     history = state.get("log_history", [])
     if not isinstance(history, list):
-        raise DataError(f"{folder}: log_history in {TRAINER_STATE} must be a list, got {type(history).__name__}")
+        raise DataError(
+            f"{folder}: log_history in {TRAINER_STATE} must be a list, got {type(history).__name__}"
+        )
     return RunRecord(folder, summary, history, margins, controller)
 
 
@@ -92,7 +101,8 @@ def _state_file(folder: Path) -> Path:
     numbered = [
         (int(number), path)
         for path in folder.glob(f"{CHECKPOINT_PREFIX}*")
-        if (number := path.name.removeprefix(CHECKPOINT_PREFIX)).isdecimal() and (path / TRAINER_STATE).exists()
+        if (number := path.name.removeprefix(CHECKPOINT_PREFIX)).isdecimal()
+        and (path / TRAINER_STATE).exists()
     ]
     return max(numbered)[1] / TRAINER_STATE if numbered else own
 
