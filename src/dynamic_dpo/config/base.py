@@ -1,7 +1,6 @@
 """What all sections of a configuration share: strict types, immutability, writing and hashing.
 
-Names no setting. A section says what its own keys mean; turning a failed check into a readable line is
-the work of ``problems``.
+A section says what its own keys mean; `problems` turns a failed check into a readable line.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from typing import Annotated, Any, Literal, TypeVar, get_origin
+from typing import Annotated, Any, Literal, get_origin
 
 import annotated_types
 from pydantic import Field, ValidationInfo, create_model, field_validator
@@ -25,8 +25,6 @@ from dynamic_dpo.methods.settings import (
     unmet_relations,
 )
 from dynamic_dpo.utils.bounds import Bounds
-
-SectionT = TypeVar("SectionT", bound=Section)
 
 
 def settings_section(

@@ -1,7 +1,6 @@
 """Every key with its type, default and meaning, derived from the schema: ``--help`` and the documentation.
 
-``python -m dynamic_dpo.config.key_reference > docs/configuration.md`` writes the reference; a test keeps the
-file true. No key is named here.
+``python -m dynamic_dpo.config.key_reference > docs/configuration.md`` writes the reference; a test keeps it true.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Settings that are handed on to the Hugging Face training arguments: known by name, checked by type.
 
-The arguments are read from the installed ``transformers``, which is imported only if a file holds such a
-key. What they do is not known here, only which of them another key of ours already decides.
+The arguments are read from the installed ``transformers``, which is imported only if a file holds such a key.
+One that another key of ours already decides is refused.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Failed checks in words: one line per problem, and the nearest known key for a key that is unknown.
 
-Takes pydantic's errors and a model to look keys up in; raises nothing and knows no setting.
+Takes pydantic's errors and a model to look keys up in, and returns lines of text.
 """
 
 from __future__ import annotations

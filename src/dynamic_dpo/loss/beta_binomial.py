@@ -3,7 +3,7 @@
 If W past margins and the n margins of a batch are exchangeable and without ties, the number of batch margins
 above the j-th smallest past one is BetaBinomial(n; W + 1 - j, j), whatever the margins' distribution
 (Wilks, 1942, "Statistical prediction with special reference to the problem of tolerance limits").
-Pure arithmetic in float64; no margins are seen here.
+Pure arithmetic in float64.
 """
 
 from __future__ import annotations

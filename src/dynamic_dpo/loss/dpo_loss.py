@@ -1,7 +1,7 @@
 """Sequence log-probabilities, margins and the DPO loss: tensors in, tensors out.
 
-Nothing here knows a model, a trainer or a controller. Sums and the loss itself are formed in float32
-(or float64 if that is what comes in), because bfloat16 resolves only 1 nat between 128 and 256 nats.
+Sums and the loss itself are formed in float32 (or float64 if that is what comes in), because bfloat16 resolves only
+1 nat between 128 and 256 nats.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The risk test and the update of beta, as pure functions of numbers.
 
 The equations of the faithful controller, one function each, then those that the other modes and the monitor
-share; ``methods/risk/controller.py`` strings them together and owns the state. Nothing here remembers anything.
+share. `dynamic_dpo.methods.risk.paper` strings the first together, and `dynamic_dpo.methods.risk.controller` owns
+the state.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class RiskBetaCallback(TrainerCallback):  # type: ignore[misc]
         )
         self.trainer = trainer
         self._compute_loss = trainer.compute_loss
-        trainer.compute_loss = self._compute_loss_and_look
+        trainer.compute_loss = self._compute_loss_and_observe
         if self not in trainer.callback_handler.callbacks:
             trainer.add_callback(self)
         trainer.beta = self.controller.beta
@@ -95,7 +95,7 @@ class RiskBetaCallback(TrainerCallback):  # type: ignore[misc]
 
     # ---- margins ----
 
-    def _compute_loss_and_look(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def _compute_loss_and_observe(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if not self.trainer.model.training:
             return self._compute_loss(model, inputs, *args, **kwargs)
         with recorded_gathers(self.trainer.accelerator) as gathered:
@@ -123,9 +123,9 @@ class RiskBetaCallback(TrainerCallback):  # type: ignore[misc]
                     f"{message}. More than max_nonfinite = {self.max_nonfinite}: the run stops. Lower the learning "
                     "rate, or look at the data"
                 )
-        reading = controller.observe(margins)
+        metrics = controller.observe(margins)
         self.trainer.beta = controller.beta
-        for key, value in reading.items():
+        for key, value in metrics.items():
             # TRL logs the mean of what is appended here.
             self.trainer._metrics["train"][key].append(value)
 

@@ -1,7 +1,6 @@
 """The sections that say how it is computed: adapters, engine and rollouts.
 
-Every key stands here with its type, default, range and meaning, and nowhere else: errors, ``--help``
-and the reference documentation are derived from these fields.
+Errors, ``--help`` and the reference documentation are derived from these fields.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The sections that say what is trained on what: the data and the two trainings.
 
-Every key stands here with its type, default, range and meaning, and nowhere else: errors, ``--help``
-and the reference documentation are derived from these fields.
+Errors, ``--help`` and the reference documentation are derived from these fields.
 """
 
 from __future__ import annotations
