@@ -23,8 +23,8 @@ PHASES = {
     "tokenisation": "datasets.Dataset.map",
     "the reference pass": "dynamic_dpo.trainers.reference_pass.ReferencePass._compute",
     "training": "dynamic_dpo.trainers.whole_step.WholeStep.run",
-    "evaluation": "dynamic_dpo.trainers.referenced_data.evaluate_pairs",
-    "saving": "dynamic_dpo.trainers.checkpoints.whole.WholeCheckpoints._save_checkpoint",
+    "evaluation": "dynamic_dpo.trainers.preference_trainer.evaluate_pairs",
+    "saving": "dynamic_dpo.trainers.resumable_trainer.ResumableTrainer._save_checkpoint",
 }
 
 
@@ -72,7 +72,7 @@ def _texts() -> Any:
 
 def _tokenise_and_train(folder: Path) -> None:
     from dynamic_dpo.trainers.arguments import Truncation
-    from dynamic_dpo.trainers.datasets import prepare_pairs
+    from dynamic_dpo.trainers.referenced_data import prepare_pairs
     from tiny import word_tokenizer
 
     with mock.patch("torture.tiny_run.random_pairs") as pairs:

@@ -112,11 +112,11 @@ def test_a_nan_loss_stays_in_its_own_entry_whatever_is_saved_with_it(tmp_path: P
 def test_a_gradient_after_bad_margins_is_not_counted_twice() -> None:
     guard = MarginGuard(max_nonfinite=5)
     guard.begin_step()
-    guard.look_at(torch.tensor([1.0, math.nan]), [7, 8], step=3)
-    assert guard.look_at_gradient(math.nan, [7, 8], step=3) is False
+    guard.check_margins(torch.tensor([1.0, math.nan]), [7, 8], step=3)
+    assert guard.check_gradient(math.nan, [7, 8], step=3) is False
     assert guard.state_dict() == {"num_nonfinite": 1, "num_bad_gradients": 0}
     guard.begin_step()
-    assert guard.look_at_gradient(0.5, [9], step=4) is True
+    assert guard.check_gradient(0.5, [9], step=4) is True
     again = MarginGuard(max_nonfinite=5)
     again.load_state_dict(guard.state_dict())
     assert again.num_nonfinite == 1

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from dynamic_dpo.engine.rows import PairBatch
-from dynamic_dpo.methods.base import PairForward, PreferenceMethod
+from dynamic_dpo.methods.base import PreferenceMethod
 from dynamic_dpo.trainers.metrics import PAIR_METRICS, gather_ragged, pair_metrics
+from dynamic_dpo.trainers.policy import PolicyAndReference
 
 
 def evaluate_pairs(
+    model: nn.Module,
     batches: Iterable[dict[str, PairBatch]],
     *,
     method: PreferenceMethod,
-    plan: Callable[[PairBatch], list[list[int]]],
-    forward: Callable[[PairBatch], PairForward],
+    policy: PolicyAndReference,
     accelerator: Any,
     prefix: str,
     description: str,
@@ -28,10 +29,10 @@ def evaluate_pairs(
     """Return the mean loss and metrics over all pairs, and their number. Collective over ranks.
 
     Args:
+        model: The policy, wrapped as the accelerator wants it; it is left in the mode that it was in.
         batches: This rank's batches.
         method: Gives beta and losses; its state is read only.
-        plan: Cuts a batch into micro-batches.
-        forward: Scores a micro-batch, without gradients.
+        policy: Scores pairs.
         accelerator: The trainer's accelerator.
         prefix: Put before every name, with an underscore.
         description: Label of the progress bar.
@@ -43,20 +44,27 @@ def evaluate_pairs(
     """
     rows: list[int] = []
     values: list[Tensor] = []
-    for batch in tqdm(batches, desc=description, disable=not (show_progress and accelerator.is_main_process)):
-        pairs = batch["pairs"]
-        for microbatch in plan(pairs):
-            part = pairs.select(microbatch)
-            scored = forward(part)
-            control = method.control_in_evaluation(method.evidence(scored))
-            losses = method.losses(scored, control)
-            values.append(torch.cat([losses[:, None], pair_metrics(scored, control)], dim=1).double())
-            rows += part.rows
+    bar = tqdm(batches, desc=description, disable=not (show_progress and accelerator.is_main_process))
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), accelerator.autocast():
+        for batch in bar:
+            pairs = batch["pairs"]
+            # Without activations to keep, twice as many tokens fit.
+            for microbatch in policy.scorer.plan(pairs, budget_factor=2):
+                part = pairs.select(microbatch)
+                scored = policy.forward(model, part, method.needs)
+                control = method.control_in_evaluation(method.evidence(scored))
+                losses = method.losses(scored, control)
+                values.append(torch.cat([losses[:, None], pair_metrics(scored, control)], dim=1).double())
+                rows += part.rows
+    model.train(was_training)
     width = 1 + len(PAIR_METRICS)
     device = accelerator.device
     table = torch.cat(values).float() if values else torch.zeros(0, width, device=device)
     table = gather_ragged(accelerator, table).double().cpu()
     owners = gather_ragged(accelerator, torch.tensor(rows, dtype=torch.long, device=device)).tolist()
+    # Of a pair that a sampler repeated to make ranks even, the first occurrence counts.
     first = list({row: i for i, row in reversed(list(enumerate(owners)))}.values())
     if not first:
         return {}, 0

@@ -1,7 +1,7 @@
 """What stops a run that has gone wrong, before its numbers are believed.
 
 Margins that are not finite, margins that are not zero before the first step, and margins that stay exactly zero
-after it. The guard sees margins and row numbers; it changes nothing itself.
+after it. The guard changes nothing itself.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class MarginGuard:
         """Forget the last step's verdict."""
         self.step_is_bad = False
 
-    def look_at(self, margins: Tensor, rows: list[int], *, step: int) -> None:
-        """Look at one controller batch.
+    def check_margins(self, margins: Tensor, rows: list[int], *, step: int) -> None:
+        """Check the margins of one controller batch before the method learns from them.
 
         Args:
             margins: All ranks' margins, on the CPU. Shape [N].
@@ -76,8 +76,8 @@ class MarginGuard:
         elif self.policy_moved and not self._warned_of_zeros:
             self._check_zeros(margins)
 
-    def look_at_gradient(self, norm: float, rows: list[int], *, step: int) -> bool:
-        """Look at the norm of a step's gradient before the optimizer uses it.
+    def check_gradient(self, norm: float, rows: list[int], *, step: int) -> bool:
+        """Check the norm of a step's gradient before the optimizer uses it.
 
         Args:
             norm: The norm over all parameters, before clipping.

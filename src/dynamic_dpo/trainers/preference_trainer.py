@@ -1,8 +1,8 @@
 """The preference trainer: a `transformers.Trainer` that trains any `PreferenceMethod` on preference pairs.
 
-With the modules it mixes in it is all that knows the Hugging Face trainer's hooks, and it knows no method by name. A
-step's pairs arrive together in `training_step`; the engine cuts them into micro-batches, the method gives beta and
-losses, and learns from each controller batch after its losses were formed.
+It knows no method by name. A step's pairs arrive together in `training_step`; the engine cuts them into
+micro-batches, the method gives beta and losses, and learns from each controller batch after its losses were formed.
+What a run does around its steps, at their end and when it is stopped and resumed is `ResumableTrainer`'s.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.rows import PairBatch
@@ -27,21 +28,22 @@ from dynamic_dpo.trainers.arguments import (
     truncation_of,
     whole_step_arguments,
 )
-from dynamic_dpo.trainers.checkpoints.resuming import RestoreLogSums, ResumableRun
+from dynamic_dpo.trainers.checkpoints.resuming import RunState
+from dynamic_dpo.trainers.evaluation import evaluate_pairs
 from dynamic_dpo.trainers.guards import MarginGuard
 from dynamic_dpo.trainers.policy import PolicyAndReference
 from dynamic_dpo.trainers.ranks import check_ranks_agree, clear_rank_errors, reference_hash
-from dynamic_dpo.trainers.recorded_run import RecordedRun, StepClock
+from dynamic_dpo.trainers.recorder import RunRecorder
 from dynamic_dpo.trainers.reference_pass import collate_pairs
 from dynamic_dpo.trainers.referenced_data import ReferencedData
+from dynamic_dpo.trainers.resumable_trainer import ResumableTrainer
 from dynamic_dpo.trainers.whole_step import WholeStep
 from dynamic_dpo.utils.process import prepare_process
-from dynamic_dpo.utils.signals import deferred, raise_if_requested
 
 logger = logging.getLogger("dynamic_dpo")
 
 
-class PreferenceTrainer(ReferencedData, RecordedRun, ResumableRun, Trainer):  # type: ignore[misc]
+class PreferenceTrainer(ResumableTrainer):
     """Trains a policy on preference pairs.
 
     Arguments not listed are those of `transformers.Trainer`.
@@ -73,6 +75,9 @@ class PreferenceTrainer(ReferencedData, RecordedRun, ResumableRun, Trainer):  # 
         ModelError: If a model cannot be loaded or scored.
     """
 
+    train_dataset: Any
+    eval_dataset: Any
+
     def __init__(
         self,
         model: nn.Module | str,
@@ -95,8 +100,8 @@ class PreferenceTrainer(ReferencedData, RecordedRun, ResumableRun, Trainer):  # 
         run_config: dict[str, Any] | None = None,
         resume_changed: bool = False,
     ) -> None:
-        self.flush_denormal = prepare_process()
-        self._wall_start = time.time()
+        started = time.time()
+        flush_denormal = prepare_process()
         args = args if args is not None else default_arguments()
         self.pairs_per_update = pairs_per_update(method.scope, args)
         self.truncation = truncation or truncation_of(args)
@@ -108,6 +113,9 @@ class PreferenceTrainer(ReferencedData, RecordedRun, ResumableRun, Trainer):  # 
             )
             ref_model = None
         self.engine = engine or EngineConfig()
+        self.resume_changed = resume_changed
+
+        # What is trained, and on what.
         self.policy = PolicyAndReference(
             model,
             ref_model,
@@ -117,29 +125,23 @@ class PreferenceTrainer(ReferencedData, RecordedRun, ResumableRun, Trainer):  # 
             gradient_checkpointing=bool(args.gradient_checkpointing),
             fingerprint=reference_fingerprint,
         )
-        self._num_proc = getattr(args, "dataset_num_proc", None)
-        self.step_clock = StepClock()
+        self.data = ReferencedData(self.policy, self.truncation, getattr(args, "dataset_num_proc", None))
         super().__init__(
             model=self.policy.model,
             args=args,
             data_collator=collate_pairs,
-            train_dataset=self._prepare(train_dataset),
-            eval_dataset=self._prepare(eval_dataset),
+            train_dataset=self.data.prepare(train_dataset),
+            eval_dataset=self.data.prepare(eval_dataset),
             processing_class=self.policy.tokenizer,
-            callbacks=[*(callbacks or ()), self.step_clock, RestoreLogSums(self)],
+            callbacks=[*(callbacks or ())],
             optimizers=optimizers,
         )
         if method.needs.live_reference:
             self.policy.keep_reference()
         self.policy.build_scorer(self.engine)
+
+        # What a step does.
         self.guard = MarginGuard(max_nonfinite=max_nonfinite)
-        self.margin_logs = (
-            margin_log.open(
-                self.args.output_dir, rank=self.args.process_index, num_ranks=self.args.world_size
-            )
-            if margin_log
-            else []
-        )
         self.whole_step = WholeStep(
             method=method,
             policy=self.policy,
@@ -148,36 +150,65 @@ class PreferenceTrainer(ReferencedData, RecordedRun, ResumableRun, Trainer):  # 
             device_batch=self.step_shape.device_batch,
             passes_in_step=self.is_fsdp_enabled,
         )
-        self.run_config = run_config
-        self.resume_changed = resume_changed
+
+        # What the run writes, and what its checkpoints hold.
+        self.margin_logs = (
+            margin_log.open(
+                self.args.output_dir, rank=self.args.process_index, num_ranks=self.args.world_size
+            )
+            if margin_log
+            else []
+        )
+        self.recorder = RunRecorder(
+            self,
+            self.whole_step,
+            self.data,
+            margin_logs=self.margin_logs,
+            pairs_per_update=self.pairs_per_update,
+            started=started,
+            flush_denormal=flush_denormal,
+            config=run_config,
+        )
+        self.run_state = RunState(
+            self,
+            self.whole_step,
+            margin_logs=self.margin_logs,
+            pairs_per_step=self.step_shape.pairs * self.args.world_size,
+            pairs_per_update=self.pairs_per_update,
+        )
+        self.add_callback(self.recorder)
+        self.add_callback(self.run_state)
+
+    @property
+    def num_updates(self) -> int:
+        """Controller updates so far, those before a resume included."""
+        return self.whole_step.num_updates
+
+    @property
+    def num_pairs_seen(self) -> int:
+        """Pairs trained on so far over all ranks, those before a resume included."""
+        return self.whole_step.num_pairs
 
     # ---- before the first step ----
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Score the reference where it is not known yet, check the engine, then train and leave a record.
+    def prepare_run(self, checkpoint: str | None) -> None:
+        """Compare the run with its checkpoint, score the reference where it is not known yet, and check the engine.
 
         Args:
-            resume_from_checkpoint: A checkpoint's folder, or ``True`` for the newest in the output folder.
-            **kwargs: Passed on to `transformers.Trainer.train`.
-
-        Returns:
-            The trainer's output.
+            checkpoint: The checkpoint that the run will go on from, or ``None``.
 
         Raises:
-            CheckpointError: If the checkpoint is damaged or another run's, or a file cannot be written.
-            ModelError: If the self-check or the check before the first step fails, or ranks disagree.
-            NonFiniteError: If too many margins or gradients were not finite.
-            Interrupted: If a signal asked to stop, once a checkpoint is saved; see `dynamic_dpo.utils.signals`.
+            CheckpointError: If the checkpoint is another run's, or the reference's store cannot be written.
+            ModelError: If the engine's self-check fails, or ranks disagree.
+            NonFiniteError: If the reference gives a pair no number.
         """
-        # Before the reference pass: a checkpoint that cannot be used should not cost hours first.
-        checkpoint = self.checked_checkpoint(resume_from_checkpoint)
         if checkpoint is not None:
-            self.check_resumable(checkpoint, allow_changes=self.resume_changed)
+            self.run_state.check_same_run(checkpoint, allow_changes=self.resume_changed)
         with clear_rank_errors():
             self.ensure_reference()
             check_ranks_agree(
                 self.accelerator,
-                {"data": self.identity["data"], "reference": reference_hash(self.train_dataset)},
+                {"data": self.run_state.identity["data"], "reference": reference_hash(self.train_dataset)},
             )
         if self.engine.self_check:
             self.policy.self_check(self.train_dataset, self.accelerator)
@@ -186,18 +217,15 @@ class PreferenceTrainer(ReferencedData, RecordedRun, ResumableRun, Trainer):  # 
             self.guard.start_tolerance = 1.0 if half else 0.01
         for note in self.method.start_notes(self._num_updates_to_expect()):
             logger.info(note)
-        self.begin_from(checkpoint)
-        if checkpoint is None:
-            for log in self.margin_logs:
-                if moved := log.start_anew():
-                    logger.warning("an earlier run's margin log was moved to %s", moved)
-        raise_if_requested()
-        # A step is not cut in the middle: the signal is noted, and the step's end looks at it.
-        with deferred(), clear_rank_errors():
-            output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
-        self._write_summary()
-        self.raise_if_stopped()
-        return output
+
+    def ensure_reference(self) -> None:
+        """Give every data set its reference log-probabilities; done once, before the policy moves."""
+        if self.data.reference_pass or not self.method.needs.reference:
+            return
+        self.data.open_reference(self.accelerator, show_progress=not self.args.disable_tqdm)
+        self.train_dataset = self.data.attach(self.train_dataset, name="train")
+        self.eval_dataset = self.data.attach(self.eval_dataset, name="eval")
+        self.policy.release_reference()
 
     def _num_updates_to_expect(self) -> int:
         pairs = self.step_shape.pairs * self.args.world_size
@@ -219,12 +247,16 @@ class PreferenceTrainer(ReferencedData, RecordedRun, ResumableRun, Trainer):  # 
             num_items_in_batch: Unused; losses are scaled by the step's pairs.
 
         Returns:
-            The mean loss of this rank's pairs, detached.
+            The mean loss of this rank's pairs, detached. Shape [].
+
+        Raises:
+            NonFiniteError: If too many margins or gradients were not finite.
+            ModelError: If the check before the first step fails, or the ranks' controllers differ.
         """
         model.train()
         self._step_rows = list(inputs["pairs"].rows)
         loss = self.whole_step.run(
-            model, inputs["pairs"], step=self.state.global_step, on_update=self._log_margins
+            model, inputs["pairs"], step=self.state.global_step, on_update=self.recorder.log_update
         )
         if self._get_learning_rate() > 0 and not self.guard.step_is_bad:
             self.guard.policy_moved = True
@@ -233,9 +265,75 @@ class PreferenceTrainer(ReferencedData, RecordedRun, ResumableRun, Trainer):  # 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         # In fp16 the loss scaler looks for overflow itself, and expects some.
-        if self.accelerator.scaler is None and not self.guard.look_at_gradient(
+        if self.accelerator.scaler is None and not self.guard.check_gradient(
             float(norm), self._step_rows, step=self.state.global_step
         ):
             # Without gradients the optimizer does nothing; on every rank alike, since they share the norm.
             model.zero_grad()
         return norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add beta and the metrics gathered since the last entry to a training entry, then log it."""
+        if "loss" in logs:
+            logs = {**logs, "beta": self.method.beta, **self.whole_step.metrics.drain(self.accelerator)}
+            if start_time is not None:
+                # The loop's own entry. It empties its sum by subtracting it from itself: one NaN would stay for the
+                # rest of the run, and in the checkpoint that is saved next.
+                self._tr_loss.zero_()
+        super().log(logs, start_time)
+
+    # ---- evaluation ----
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Return the loader of an evaluation set, with reference log-probabilities.
+
+        Args:
+            eval_dataset: A data set, the name of one that the trainer was given, or ``None`` for that one.
+
+        Raises:
+            ModelError: If a new set is given after the policy has moved and its reference is gone.
+        """
+        self.ensure_reference()
+        is_known = eval_dataset is None or eval_dataset is self.eval_dataset or isinstance(eval_dataset, str)
+        if not is_known:
+            eval_dataset = self.data.add_evaluation_set(eval_dataset, policy_moved=self.state.global_step > 0)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Score every pair of ``dataloader`` as in training, without gradients; no state changes."""
+        metrics, count = evaluate_pairs(
+            self.model_wrapped if self.is_in_train else self.model,
+            self.stopping.cuts(dataloader),
+            method=self.method,
+            policy=self.policy,
+            accelerator=self.accelerator,
+            prefix=metric_key_prefix,
+            description=description,
+            show_progress=not self.args.disable_tqdm,
+        )
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)
+
+    # ---- what a preference run adds to a checkpoint, and to its end ----
+
+    def write_into_checkpoint(self, folder: Path) -> None:
+        """Write the run's own state beside the Hugging Face trainer's."""
+        self.run_state.save(folder)
+
+    def read_from_checkpoint(self, folder: Path) -> None:
+        """Put the run's own state back."""
+        self.run_state.restore(folder)
+
+    def reason_to_stop(self) -> str | None:
+        """Return why the method wants the run to end, if it does."""
+        return self.method.stop_reason
+
+    def finish_run(self) -> None:
+        """Leave the run's record."""
+        self.recorder.write_summary()

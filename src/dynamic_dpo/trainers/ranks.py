@@ -1,23 +1,47 @@
-"""One truth on every rank: what must be equal is hashed and compared, and a rank that is gone is said so.
+"""One truth on every rank: one of them decides, what must be equal is compared, and a rank that is gone is said so.
 
-Knows values and ranks, not what the values mean. On one rank everything here is the identity.
+On one rank everything here is the identity.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from dynamic_dpo.errors import DynamicDPOError, ModelError
 
+T = TypeVar("T")
+
 # What the libraries underneath say when another rank has ended or does not answer.
 _GONE = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "timed out", "Timed out")
+
+
+def on_main_process(accelerator: Any, function: Callable[[], T]) -> T:
+    """Run ``function`` on the main process; every rank returns its result or raises its error.
+
+    Only errors of ours travel; any other ends the main process and, with it, the others. Collective over ranks.
+    """
+    if accelerator.num_processes == 1:
+        return function()
+    from accelerate.utils import broadcast_object_list
+
+    box: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            box[0] = function()
+        except DynamicDPOError as error:
+            box[1] = error
+    broadcast_object_list(box)
+    if box[1] is not None:
+        raise box[1]
+    result: T = box[0]
+    return result
 
 
 def check_ranks_agree(accelerator: Any, values: Mapping[str, Any]) -> None:

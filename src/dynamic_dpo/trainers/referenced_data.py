@@ -1,112 +1,142 @@
-"""The data sets of a preference run: prepared, given their reference log-probabilities, evaluated.
-
-The trainer that mixes this in owns policy and method; its loop asks here for the loader and the metrics of an
-evaluation.
-"""
+"""The data sets of a preference run: made into tokenised pairs, and given what the reference says of them."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
-import torch
-from transformers.trainer_utils import EvalLoopOutput
-
-from dynamic_dpo.errors import ModelError
-from dynamic_dpo.methods.base import PreferenceMethod
+from dynamic_dpo.errors import DataError, ModelError
 from dynamic_dpo.trainers.arguments import Truncation
-from dynamic_dpo.trainers.datasets import prepare_pairs
-from dynamic_dpo.trainers.evaluation import evaluate_pairs
 from dynamic_dpo.trainers.policy import PolicyAndReference
 from dynamic_dpo.trainers.reference_pass import ReferencePass
 
+logger = logging.getLogger("dynamic_dpo")
+
+TOKENISED = ("prompt_ids", "chosen_ids", "rejected_ids")
+MAX_QUARANTINED = 0.05
+UNLIMITED = 2**31 - 1
+
 
 class ReferencedData:
-    """Mixed into the preference trainer: no pair is trained or evaluated without what the reference says of it."""
+    """Makes data sets ready for a run: no pair is trained or evaluated without the reference's log-probabilities.
 
-    # Of the Hugging Face trainer and of the one that mixes this in.
-    args: Any
-    accelerator: Any
-    model: Any
-    model_wrapped: Any
-    state: Any
-    is_in_train: bool
-    train_dataset: Any
-    eval_dataset: Any
-    method: PreferenceMethod
-    policy: PolicyAndReference
-    truncation: Truncation
-    until_stopped: Any
-    _num_proc: int | None
-    _reference: ReferencePass | None = None
+    Args:
+        policy: The policy and its reference.
+        truncation: How pairs are cut.
+        num_proc: Worker processes for tokenising.
 
-    def _prepare(self, dataset: Any) -> Any:
+    Attributes:
+        reference_pass: Scores pairs with the reference; ``None`` until `open_reference`.
+    """
+
+    def __init__(self, policy: PolicyAndReference, truncation: Truncation, num_proc: int | None) -> None:
+        self.policy = policy
+        self.truncation = truncation
+        self.num_proc = num_proc
+        self.reference_pass: ReferencePass | None = None
+
+    @property
+    def num_computed(self) -> int:
+        """Pairs that the reference has scored for this run."""
+        return self.reference_pass.num_computed if self.reference_pass else 0
+
+    @property
+    def num_reused(self) -> int:
+        """Pairs whose log-probabilities under the reference were known already."""
+        return self.reference_pass.num_reused if self.reference_pass else 0
+
+    def prepare(self, dataset: Any) -> Any:
+        """Return a data set, or each of a dict of them, as tokenised pairs; see `prepare_pairs`."""
         if isinstance(dataset, dict):
-            return {name: self._prepare(part) for name, part in dataset.items()}
-        return prepare_pairs(dataset, self.policy.tokenizer, self.truncation, self._num_proc)
+            return {name: self.prepare(part) for name, part in dataset.items()}
+        return prepare_pairs(dataset, self.policy.tokenizer, self.truncation, self.num_proc)
 
-    def ensure_reference(self) -> None:
-        """Give every data set its reference log-probabilities; done once, before the policy moves."""
-        if self._reference or not self.method.needs.reference:
-            return
-        self._reference = self.policy.open_reference(
-            self.accelerator, show_progress=not self.args.disable_tqdm
-        )
-        if self.train_dataset is not None:
-            self.train_dataset = self._reference.attach(self.train_dataset, name="train")
-        self.eval_dataset = self._attach_eval(self.eval_dataset)
-        self.policy.release_reference()
+    def open_reference(self, accelerator: Any, *, show_progress: bool) -> None:
+        """Get ready to score pairs with the reference: from now on `attach` does."""
+        self.reference_pass = self.policy.open_reference(accelerator, show_progress=show_progress)
 
-    def _attach_eval(self, dataset: Any) -> Any:
-        if dataset is None or self._reference is None:
+    def attach(self, dataset: Any, *, name: str) -> Any:
+        """Return a prepared data set with the reference's log-probabilities. Collective over ranks.
+
+        Args:
+            dataset: A data set, a dict of them, or ``None``; returned as it is where no reference was opened.
+            name: What the progress bar calls it; those of a dict go by their own names.
+        """
+        if dataset is None or self.reference_pass is None:
             return dataset
         if isinstance(dataset, dict):
-            return {name: self._reference.attach(part, name=name) for name, part in dataset.items()}
-        return self._reference.attach(dataset, name="eval")
+            return {key: self.reference_pass.attach(part, name=key) for key, part in dataset.items()}
+        return self.reference_pass.attach(dataset, name=name)
 
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Score every pair of ``dataloader`` as in training, without gradients; no state changes."""
-        model = self.model_wrapped if self.is_in_train else self.model
-        was_training = model.training
-        model.eval()
-        with torch.no_grad(), self.accelerator.autocast():
-            metrics, count = evaluate_pairs(
-                self.until_stopped(dataloader),
-                method=self.method,
-                plan=lambda pairs: self.policy.scorer.plan(pairs, budget_factor=2),
-                forward=lambda pairs: self.policy.forward(model, pairs, self.method.needs),
-                accelerator=self.accelerator,
-                prefix=metric_key_prefix,
-                description=description,
-                show_progress=not self.args.disable_tqdm,
-            )
-        model.train(was_training)
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)
+    def add_evaluation_set(self, dataset: Any, *, policy_moved: bool) -> Any:
+        """Prepare an evaluation set that the run was not given at its start, and attach the reference's part.
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Return the loader of an evaluation set, with reference log-probabilities.
+        Args:
+            dataset: The set, or a dict of them.
+            policy_moved: Whether the policy has made a step.
 
         Raises:
-            ModelError: If a new set is given after the policy has moved and its reference is gone.
+            ModelError: If the reference is gone.
         """
-        self.ensure_reference()
-        if (
-            eval_dataset is not None
-            and eval_dataset is not self.eval_dataset
-            and not isinstance(eval_dataset, str)
-        ):
-            if self._reference and not self.policy.can_score_reference(
-                policy_moved=self.state.global_step > 0
-            ):
-                raise ModelError(
-                    "this evaluation set has no reference log-probabilities and the reference is gone: give it "
-                    "to the trainer as eval_dataset, or pass ref_model as a model"
-                )
-            eval_dataset = self._attach_eval(self._prepare(eval_dataset))
-        return super().get_eval_dataloader(eval_dataset)  # type: ignore[misc]
+        if self.reference_pass and not self.policy.can_score_reference(policy_moved=policy_moved):
+            raise ModelError(
+                "this evaluation set has no reference log-probabilities and the reference is gone: give it "
+                "to the trainer as eval_dataset, or pass ref_model as a model"
+            )
+        return self.attach(self.prepare(dataset), name="eval")
+
+
+def prepare_pairs(dataset: Any, tokenizer: Any, truncation: Truncation, num_proc: int | None = None) -> Any:
+    """Return ``dataset`` as tokenised pairs ``{prompt_ids, chosen_ids, rejected_ids, row}``.
+
+    Args:
+        dataset: A map-style data set: tokenised and cut to length already, or in a TRL preference format.
+        tokenizer: Renders and tokenises where needed.
+        truncation: How pairs are cut.
+        num_proc: Worker processes.
+
+    Returns:
+        The data set, or ``None`` for ``None``.
+
+    Raises:
+        DataError: If it cannot be indexed, no pair is usable, or more than 5 % are not.
+    """
+    if dataset is None:
+        return None
+    columns = getattr(dataset, "column_names", None)
+    if columns is None or not hasattr(dataset, "select"):
+        raise DataError(
+            f"expected a datasets.Dataset of preference pairs, got {type(dataset).__name__}: streams cannot be "
+            "used, because the reference is scored once per pair"
+        )
+    if set(TOKENISED) <= set(columns):
+        if len(dataset) == 0:
+            raise DataError("the data set holds no pair")
+        return dataset if "row" in columns else dataset.add_column("row", list(range(len(dataset))))
+
+    from dynamic_dpo.data.preference import to_preference_pairs
+    from dynamic_dpo.data.tokenize import tokenize_pairs
+
+    total = len(dataset)
+    pairs, quarantine = to_preference_pairs(dataset)
+    tokenised = tokenize_pairs(
+        pairs,
+        tokenizer,
+        max_length=truncation.max_length or UNLIMITED,
+        max_prompt_length=truncation.max_prompt_length,
+        max_completion_length=truncation.max_completion_length,
+        truncation_mode=truncation.truncation_mode,
+        num_proc=num_proc,
+        quarantine=quarantine,
+    )
+    quarantine = tokenised.quarantine
+    if len(quarantine):
+        logger.warning(
+            "%d of %d pairs cannot be used: %s", len(quarantine), total, quarantine.summary(total=total)
+        )
+    quarantine.raise_if_above(MAX_QUARANTINED, total)
+    if len(tokenised.dataset) == 0:
+        raise DataError(
+            f"none of {total} rows is a usable preference pair: {quarantine.summary(total=total)}"
+        )
+    return tokenised.dataset

@@ -7,8 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from trl import SFTTrainer
+
 from dynamic_dpo.errors import DataError, ModelError
+from dynamic_dpo.trainers.resumable_trainer import ResumableTrainer
 from dynamic_dpo.utils.secrets import keep_tokens_unsaved
+
+
+class ResumableSFTTrainer(ResumableTrainer, SFTTrainer):  # type: ignore[misc]
+    """TRL's trainer with whole checkpoints, that ends in one when a signal asks for it."""
 
 
 def build_sft_trainer(
@@ -51,7 +58,7 @@ def build_sft_trainer(
         tokenizer.pad_token = tokenizer.eos_token
     args.completion_only_loss = True
     keep_tokens_unsaved(args)
-    trainer = _trainer_class()(
+    trainer = ResumableSFTTrainer(
         model=model,
         args=args,
         train_dataset=train_dataset,
@@ -61,28 +68,6 @@ def build_sft_trainer(
     )
     _drop_rows_without_completion(trainer, args.max_length)
     return trainer
-
-
-def _trainer_class() -> Any:
-    """Return TRL's trainer with whole checkpoints that end a run when a signal asks for it."""
-    from trl import SFTTrainer
-
-    from dynamic_dpo.trainers.checkpoints.stopping import StopsWhenAsked
-    from dynamic_dpo.trainers.checkpoints.whole import WholeCheckpoints
-    from dynamic_dpo.trainers.ranks import clear_rank_errors
-    from dynamic_dpo.utils.signals import deferred, raise_if_requested
-
-    class WholeSFTTrainer(StopsWhenAsked, WholeCheckpoints, SFTTrainer):  # type: ignore[misc]
-        def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-            checkpoint = self.checked_checkpoint(resume_from_checkpoint)
-            self.begin_from(checkpoint)
-            raise_if_requested()
-            with deferred(), clear_rank_errors():
-                output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
-            self.raise_if_stopped()
-            return output
-
-    return WholeSFTTrainer
 
 
 def _drop_rows_without_completion(trainer: Any, max_length: int | None) -> None:

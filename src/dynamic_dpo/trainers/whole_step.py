@@ -1,7 +1,7 @@
 """One optimizer step on one rank: controller batches, their micro-batches, gradients, and what the method learns.
 
 The order is the paper's: beta from before, losses and gradients of a controller batch, then its margins, of all
-ranks, to the controller. Knows the seam of methods, the engine and the accelerator; no Hugging Face trainer.
+ranks, to the controller.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class WholeStep:
         method: Gives beta and losses, and learns.
         policy: Scores pairs.
         accelerator: The trainer's accelerator.
-        guard: Looks at the margins before the method does.
+        guard: Checks the margins before the method learns from them.
         device_batch: Pairs of a controller batch on one rank in scope ``micro``.
         passes_in_step: Whether ranks must run the same number of passes, as sharded models do.
 
@@ -149,7 +149,7 @@ class WholeStep:
         table = torch.cat([seen.double(), rows[:, None]], dim=1)
         gathered = gather_ragged(self.accelerator, table).cpu()
         margins, evidence = (gathered[:, column].to(seen.dtype) for column in range(2))
-        self.guard.look_at(margins, gathered[:, 2].long().tolist(), step=step)
+        self.guard.check_margins(margins, gathered[:, 2].long().tolist(), step=step)
         reading = self.method.observe(evidence)
         self.num_updates += 1
         self.metrics.add_update(margins, reading)

@@ -1,7 +1,7 @@
 """What makes a run the run it is: the settings and data that decide its numbers, compared when it is resumed.
 
-Where things are written, how often they are logged and how a step is cut to fit memory are no part of it. Knows
-trainer and method by what they offer to all; a method's settings are its frozen dataclasses.
+Where things are written, how often they are logged and how a step is cut to fit memory are no part of it. A method's
+settings are its frozen dataclasses.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def identity_of(
         facts: What the trainer adds: data, reference, adapter.
     """
     found = {name: getattr(args, name) for name in ARGUMENTS if hasattr(args, name)}
-    schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
-    if schedule not in OPEN_ENDED:
+    lr_schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    if lr_schedule not in OPEN_ENDED:
         found |= {"num_train_epochs": args.num_train_epochs, "max_steps": args.max_steps}
     found |= {"pairs_per_step": pairs_per_step, "pairs_per_update": pairs_per_update, **facts}
     found |= _settings(method, "method")

@@ -1,22 +1,18 @@
-"""What a preference run keeps in its checkpoints, and how it goes on from one.
-
-The trainer that mixes this in owns method, step, guard and margin logs; here their states are gathered over ranks,
-compared with the run that resumes, and put back where the Hugging Face trainer would forget them.
-"""
+"""What a preference run adds to the Hugging Face trainer's checkpoints, and how it goes on from one."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
-from dynamic_dpo.errors import CheckpointError, RunStopped
-from dynamic_dpo.methods.base import PreferenceMethod
+from dynamic_dpo.errors import CheckpointError
 from dynamic_dpo.runs.margin_log import MarginLog
-from dynamic_dpo.trainers.arguments import StepShape
 from dynamic_dpo.trainers.checkpoints.identity import (
     check_same_run,
     data_fingerprint,
@@ -24,10 +20,6 @@ from dynamic_dpo.trainers.checkpoints.identity import (
     identity_of,
 )
 from dynamic_dpo.trainers.checkpoints.saved import load_controller_state, save_controller_state
-from dynamic_dpo.trainers.checkpoints.stopping import StopsWhenAsked
-from dynamic_dpo.trainers.checkpoints.whole import WholeCheckpoints
-from dynamic_dpo.trainers.guards import MarginGuard
-from dynamic_dpo.trainers.policy import PolicyAndReference
 from dynamic_dpo.trainers.whole_step import WholeStep
 
 logger = logging.getLogger("dynamic_dpo")
@@ -44,82 +36,84 @@ _ADAPTER_PROVENANCE = {
 }
 
 
-class ResumableRun(StopsWhenAsked, WholeCheckpoints):
-    """Mixed into the preference trainer: its checkpoints hold the whole run, and a signal ends in one."""
+class RunState(TrainerCallback):  # type: ignore[misc]
+    """The state of a preference run: gathered over ranks, compared with the run that resumes, and put back.
 
-    train_dataset: Any
-    method: PreferenceMethod
-    policy: PolicyAndReference
-    whole_step: WholeStep
-    guard: MarginGuard
-    margin_logs: list[MarginLog]
-    step_shape: StepShape
-    pairs_per_update: int
-    control: Any
-    _identity: dict[str, Any] | None = None
-    _restored: dict[str, Any] | None = None
-    _num_pairs_before = 0
-    _tr_loss: torch.Tensor
-    _total_loss_scalar: float
-    _globalstep_last_logged: int
+    As a callback it puts back what the Hugging Face trainer empties when training begins.
 
-    @property
+    Args:
+        trainer: The run's trainer, a `ResumableTrainer`.
+        step: The run's optimizer step, with the method, the guard and the counts.
+        margin_logs: This rank's margin logs.
+        pairs_per_step: Pairs of an optimizer step over all ranks.
+        pairs_per_update: Pairs of a controller update over all ranks.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        step: WholeStep,
+        *,
+        margin_logs: Sequence[MarginLog],
+        pairs_per_step: int,
+        pairs_per_update: int,
+    ) -> None:
+        self.trainer = trainer
+        self.step = step
+        self.margin_logs = margin_logs
+        self.pairs_per_step = pairs_per_step
+        self.pairs_per_update = pairs_per_update
+        self._since_last_entry: dict[str, Any] | None = None
+
+    @cached_property
     def identity(self) -> dict[str, Any]:
-        """What decides this run's numbers; see `run_identity`."""
-        if self._identity is None:
-            adapters = getattr(self.policy.model, "peft_config", {})
-            facts = {
-                "data": data_fingerprint(self.train_dataset),
-                "reference": self.policy.fingerprint if self.method.needs.reference else None,
-                "dtype": str(next(self.policy.model.parameters()).dtype),
-                "mixed_precision": self.accelerator.mixed_precision,
-                "dropout": max(
-                    (
-                        module.p
-                        for module in self.policy.model.modules()
-                        if isinstance(module, torch.nn.Dropout)
-                    ),
-                    default=0.0,
-                ),
-                "adapter": {
-                    key: value
-                    for adapter in adapters.values()
-                    for key, value in adapter.to_dict().items()
-                    if key not in _ADAPTER_PROVENANCE
-                },
-            }
-            self._identity = identity_of(
-                args=self.args,
-                method=self.method,
-                pairs_per_step=self.step_shape.pairs * self.args.world_size,
-                pairs_per_update=self.pairs_per_update,
-                facts=facts,
-            )
-        return self._identity
+        """What decides this run's numbers; see `identity_of`."""
+        method, policy = self.step.method, self.step.policy
+        adapters = getattr(policy.model, "peft_config", {})
+        dropouts = (module.p for module in policy.model.modules() if isinstance(module, torch.nn.Dropout))
+        facts = {
+            "data": data_fingerprint(self.trainer.train_dataset),
+            "reference": policy.fingerprint if method.needs.reference else None,
+            "dtype": str(next(policy.model.parameters()).dtype),
+            "mixed_precision": self.trainer.accelerator.mixed_precision,
+            "dropout": max(dropouts, default=0.0),
+            "adapter": {
+                key: value
+                for adapter in adapters.values()
+                for key, value in adapter.to_dict().items()
+                if key not in _ADAPTER_PROVENANCE
+            },
+        }
+        return identity_of(
+            args=self.trainer.args,
+            method=method,
+            pairs_per_step=self.pairs_per_step,
+            pairs_per_update=self.pairs_per_update,
+            facts=facts,
+        )
 
-    # ---- saving ----
-
-    def write_into_checkpoint(self, folder: Path) -> None:
-        """Write the controller's state and what else the Hugging Face trainer does not keep."""
+    def save(self, folder: Path) -> None:
+        """Write ``controller_state.json`` into a checkpoint. Collective over ranks."""
+        trainer, step = self.trainer, self.step
         positions = [log.sync() for log in self.margin_logs]
-        sums = self.whole_step.metrics.state_dict(self.accelerator)
-        losses = self.accelerator.gather(self._tr_loss.detach().reshape(1)).tolist()
-        if not self.args.should_save:
+        sums = step.metrics.state_dict(trainer.accelerator)
+        losses = trainer.accelerator.gather(trainer._tr_loss.detach().reshape(1)).tolist()
+        if not trainer.args.should_save:
             return
         state = {
             "version": STATE_VERSION,
-            "global_step": self.state.global_step,
-            "num_updates": self.whole_step.num_updates,
-            "num_pairs_seen": self.whole_step.num_pairs,
-            "num_ranks": self.args.world_size,
-            "guard": self.guard.state_dict(),
-            "method": self.method.state_dict(),
+            "global_step": trainer.state.global_step,
+            "num_updates": step.num_updates,
+            "num_pairs_seen": step.num_pairs,
+            "num_ranks": trainer.args.world_size,
+            "guard": step.guard.state_dict(),
+            "method": step.method.state_dict(),
             # Losses and metrics since the last log entry, or the first entry after a resume would be another.
             "log": {
                 "loss_sums": [str(loss) if loss != loss else loss for loss in losses],
-                "steps": self.state.global_step - self._globalstep_last_logged,
+                "steps": trainer.state.global_step - trainer._globalstep_last_logged,
                 "metrics": sums,
-                "evaluation_pending": self.evaluation_pending,
+                "evaluation_pending": trainer.stopping.evaluation_pending,
             },
             "margin_log": positions[0] if positions else None,
             "identity": self.identity,
@@ -127,10 +121,12 @@ class ResumableRun(StopsWhenAsked, WholeCheckpoints):
         }
         save_controller_state(folder, state)
 
-    # ---- resuming ----
-
-    def check_resumable(self, checkpoint: str, *, allow_changes: bool) -> None:
+    def check_same_run(self, checkpoint: str | Path, *, allow_changes: bool) -> None:
         """Compare the run that made a checkpoint with this one.
+
+        Args:
+            checkpoint: The checkpoint's folder.
+            allow_changes: Whether a difference is a warning instead of an error.
 
         Raises:
             CheckpointError: If the state cannot be read, or settings or data differ and ``allow_changes`` is false.
@@ -148,56 +144,32 @@ class ResumableRun(StopsWhenAsked, WholeCheckpoints):
                 raise
             logger.warning("resume_changed=true: going on although %s", error)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        state = load_controller_state(resume_from_checkpoint)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self.method.load_state_dict(state["method"])
-        self.whole_step.num_updates = int(state["num_updates"])
-        self.whole_step.num_pairs = self._num_pairs_before = int(state["num_pairs_seen"])
-        self.guard.load_state_dict(state["guard"])
+    def restore(self, folder: Path) -> None:
+        """Put back method, counts and guard, and cut the margin logs back to the checkpoint."""
+        state = load_controller_state(folder)
+        self.step.method.load_state_dict(state["method"])
+        self.step.num_updates = int(state["num_updates"])
+        self.step.num_pairs = int(state["num_pairs_seen"])
+        self.step.guard.load_state_dict(state["guard"])
         for log in self.margin_logs:
-            log.resume_at(self.whole_step.num_updates)
-        self._restored = state["log"]
-
-    def restore_log_sums(self) -> None:
-        """Put back what was gathered since the last log entry, once the parent has emptied its sums."""
-        restored, self._restored = self._restored, None
-        if restored is None:
-            return
-        self.whole_step.metrics.load_state_dict(restored["metrics"], self.accelerator)
-        losses = [float(loss) for loss in restored["loss_sums"]]
-        same_ranks = len(losses) == self.accelerator.num_processes
-        mean = sum(losses) / len(losses)
-        self._tr_loss += losses[self.accelerator.process_index] if same_ranks else mean
-        # The parent reports the mean loss of this call's steps: those before it count only in the next entry.
-        self._total_loss_scalar -= mean
-        self._globalstep_last_logged -= int(restored["steps"])
-        if restored["evaluation_pending"]:
-            # The signal left no time for it; the uninterrupted run would have made it here.
-            metrics = self._evaluate(None, None)  # type: ignore[attr-defined]
-            self._determine_best_metric(metrics=metrics, trial=None)  # type: ignore[attr-defined]
-
-    def raise_if_stopped(self) -> None:
-        """Raise `RunStopped` if the method has asked for the end, or `Interrupted` if a signal has."""
-        if reason := self.method.stop_reason:
-            raise RunStopped(
-                f"{reason}. A checkpoint of step {self.state.global_step} is saved; resuming goes on from it"
-            )
-        super().raise_if_stopped()
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        if reason := self.method.stop_reason:
-            logger.warning("the run saves and ends here: %s", reason)
-            self.control.should_save = self.control.should_training_stop = True
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-
-
-class RestoreLogSums(TrainerCallback):  # type: ignore[misc]
-    """Calls `ResumableRun.restore_log_sums` at the one moment between the parent's reset and the first step."""
-
-    def __init__(self, run: ResumableRun) -> None:
-        self.run = run
+            log.resume_at(self.step.num_updates)
+        self._since_last_entry = state["log"]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Restore."""
-        self.run.restore_log_sums()
+        """Put back what was gathered since the last log entry: the loop has emptied its sums and made no step yet."""
+        restored, self._since_last_entry = self._since_last_entry, None
+        if restored is None:
+            return
+        trainer = self.trainer
+        self.step.metrics.load_state_dict(restored["metrics"], trainer.accelerator)
+        losses = [float(loss) for loss in restored["loss_sums"]]
+        same_ranks = len(losses) == trainer.accelerator.num_processes
+        mean = sum(losses) / len(losses)
+        trainer._tr_loss += losses[trainer.accelerator.process_index] if same_ranks else mean
+        # The loop reports the mean loss of this call's steps: those before it count only in the next entry.
+        trainer._total_loss_scalar -= mean
+        trainer._globalstep_last_logged -= int(restored["steps"])
+        if restored["evaluation_pending"]:
+            # The signal left no time for it; the uninterrupted run would have made it here.
+            metrics = trainer._evaluate(None, None)
+            trainer._determine_best_metric(metrics=metrics, trial=None)

@@ -1,12 +1,11 @@
-"""Makes a Hugging Face trainer's checkpoints whole or absent, and resumes from whole ones only.
+"""The checkpoints of a run: written whole or not at all, and resumed from whole ones only.
 
-The parent writes where it is told to: into a staging folder. Listing, renaming and rotation come after it, here, and
-every rank learns whether they succeeded. Which trainer it is and what else a checkpoint holds is not known here.
+The Hugging Face trainer writes where it is told to: into a staging folder. Listing, renaming and rotation come after
+it, here, and every rank learns whether they succeeded.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,9 +28,8 @@ from dynamic_dpo.trainers.checkpoints.folders import (
     set_aside_newer,
     stage,
 )
+from dynamic_dpo.trainers.ranks import on_main_process
 from dynamic_dpo.utils.files import write_refused
-
-logger = logging.getLogger("dynamic_dpo")
 
 # What reading a file raises that is damaged, malicious or another model's.
 _NO_DATA = (
@@ -49,43 +47,42 @@ _NO_DATA = (
 
 
 class WholeCheckpoints:
-    """Mixed into a `transformers.Trainer`, before it in the order of bases."""
+    """Finds, verifies and writes the checkpoints of one run. Every method is collective over ranks.
 
-    args: Any
-    accelerator: Any
-    control: Any
-    state: Any
-    _staging: Path | None = None
-    _push_later = False
-    _save_at_epoch_end = False
-    _visited_step: int | None = None
+    Args:
+        trainer: The run's trainer.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # The parent makes the run's folder.
-        with _one_refusal(Path(getattr(kwargs.get("args"), "output_dir", None) or ".")):
-            super().__init__(*args, **kwargs)
+    Attributes:
+        staging: The folder in which a checkpoint is being filled; ``None`` while none is.
+        saved_step: The step of the last checkpoint, -1 before the first.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.staging: Path | None = None
+        self.saved_step = -1
 
     # ---- resuming ----
 
-    def find_checkpoint(self) -> str | None:
+    def newest(self) -> str | None:
         """Return the newest whole checkpoint of the output folder, ``None`` if none was ever made.
 
-        Collective over ranks: the main process looks. Newer ones that are damaged are named in a warning.
+        The main process looks. Newer ones that are damaged are named in a warning.
 
         Raises:
             CheckpointError: If there are checkpoints and none is whole.
         """
+        run = self.trainer.args.output_dir
 
-        def look() -> str | None:
-            clean(self.args.output_dir)
-            newest = newest_complete(self.args.output_dir)
+        def find() -> str | None:
+            clean(run)
+            newest = newest_complete(run)
             return None if newest is None else str(newest)
 
-        found: str | None = self._on_main_process(look)
-        return found
+        return on_main_process(self.trainer.accelerator, find)
 
-    def checked_checkpoint(self, wanted: str | bool | None) -> str | None:
-        """Return the folder of the checkpoint to resume from, every byte of it verified. Collective over ranks.
+    def verified(self, wanted: str | bool | None) -> str | None:
+        """Return the folder of the checkpoint to resume from, every byte of it verified.
 
         Args:
             wanted: What `transformers.Trainer.train` takes as ``resume_from_checkpoint``.
@@ -96,136 +93,87 @@ class WholeCheckpoints:
         if not wanted:
             return None
         if wanted is True:
-            found = self.find_checkpoint()
-            if found is None:
-                raise CheckpointError(f"{self.args.output_dir} holds no checkpoint to resume from")
-            return _with_readable_state(found)
-        self._on_main_process(lambda: check_complete(str(wanted)))
-        return _with_readable_state(str(wanted))
+            checkpoint = self.newest()
+            if checkpoint is None:
+                raise CheckpointError(f"{self.trainer.args.output_dir} holds no checkpoint to resume from")
+        else:
+            checkpoint = str(wanted)
+            on_main_process(self.trainer.accelerator, lambda: check_complete(str(wanted)))
+        # The Hugging Face trainer reads its own state with no care for what the file holds: try it first.
+        with clear_reading_errors(checkpoint):
+            if (path := Path(checkpoint) / TRAINER_STATE).is_file():
+                TrainerState.load_from_json(str(path))
+        return checkpoint
 
     def begin_from(self, checkpoint: str | None) -> None:
-        """Make the output folder fit a run that goes on from ``checkpoint``, or starts. Collective over ranks."""
+        """Make the output folder fit a run that goes on from ``checkpoint``, or starts."""
+        run = self.trainer.args.output_dir
 
         def tidy() -> None:
-            clean(self.args.output_dir)
-            if checkpoint and Path(checkpoint).resolve().parent == Path(self.args.output_dir).resolve():
+            clean(run)
+            if checkpoint and Path(checkpoint).resolve().parent == Path(run).resolve():
                 set_aside_newer(checkpoint)
 
-        self._on_main_process(tidy)
-
-    # Every file of a checkpoint is read as tensors and plain values alone (`weights_only`); what is anything else, or
-    # another run's, is refused here in one sentence.
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with _only_data(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _only_data(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        with _only_data(checkpoint):
-            super()._load_scaler(checkpoint)  # type: ignore[misc]
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with _only_data(checkpoint):
-            super()._load_rng_state(checkpoint)  # type: ignore[misc]
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # The parent looks after a step whether it was the last: a finished run that is resumed would make one more.
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-            return
-        super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+        on_main_process(self.trainer.accelerator, tidy)
 
     # ---- saving ----
 
-    def write_into_checkpoint(self, folder: Path) -> None:
-        """Add files to a checkpoint before it is committed. Every rank calls it; by default nothing is added."""
+    @contextmanager
+    def staged(self, run: Path) -> Iterator[Path]:
+        """Let the block fill a checkpoint of the present step; all of it is the run's after the block, or nothing.
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging) if self._staging else super()._get_output_dir(trial)  # type: ignore[misc]
+        Args:
+            run: The run's folder.
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._staging:
-            self._push_later = True
-        else:
-            super()._push_from_checkpoint(checkpoint_folder)  # type: ignore[misc]
+        Yields:
+            The folder to fill, inside `staging`.
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        run = Path(self._get_output_dir(trial))
-        name = f"{CHECKPOINT_PREFIX}{self.state.global_step}"
-        best = self.state.best_model_checkpoint
-        if self.state.best_global_step == self.state.global_step:
+        Raises:
+            CheckpointError: If a disk refuses something on any rank; earlier checkpoints are as they were.
+        """
+        accelerator, state = self.trainer.accelerator, self.trainer.state
+        name = f"{CHECKPOINT_PREFIX}{state.global_step}"
+        best = state.best_model_checkpoint
+        if state.best_global_step == state.global_step:
             best = str(run / name)
-        self._on_main_process(lambda: _guarded(lambda: stage(run), run))
-        self._staging = run / STAGING
-        refusal: BaseException | None = None
+
+        def prepare() -> None:
+            with clear_disk_errors(run):
+                stage(run)
+
+        def finish() -> None:
+            with clear_disk_errors(run):
+                # The Hugging Face trainer wrote the staging folder's name into its state.
+                state.best_model_checkpoint = best
+                state.save_to_json(str(run / STAGING / name / TRAINER_STATE))
+                rotate(commit(run, name), keep=self.trainer.args.save_total_limit, best=best)
+
+        on_main_process(accelerator, prepare)
+        self.staging = run / STAGING
+        refusal: DynamicDPOError | None = None
         try:
-            with _one_refusal(run):
-                super()._save_checkpoint(model, trial)  # type: ignore[misc]
-                self.write_into_checkpoint(self._staging / name)
+            with clear_disk_errors(run):
+                yield self.staging / name
         except DynamicDPOError as error:
             refusal = error
         finally:
-            self._staging = None
-
-        def finish() -> None:
-            # The parent wrote the staging folder's name into its state.
-            self.state.best_model_checkpoint = best
-            self.state.save_to_json(str(run / STAGING / name / TRAINER_STATE))
-            rotate(commit(run, name), keep=self.args.save_total_limit, best=best)
-
+            self.staging = None
         try:
             # All ranks have written their part once they have said how it went.
-            self._all_succeeded(refusal, run)
-            self._on_main_process(lambda: _guarded(finish, run))
+            self._raise_if_any_failed(refusal, run)
+            on_main_process(accelerator, finish)
         except CheckpointError:
-            if self.accelerator.is_main_process:
+            if accelerator.is_main_process:
                 clean(run)  # Its space may be what is missing.
             raise
-        self.state.best_model_checkpoint = best
-        if self._push_later:
-            self._push_later = False
-            self._push_from_checkpoint(str(run / name))
+        state.best_model_checkpoint = best
+        self.saved_step = state.global_step
 
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        control = self.control
-        step, epoch = self.state.global_step, self.state.epoch or 0.0
-        at_epoch_end, self._visited_step = self._visited_step == step, step
-        # The parent comes by twice at an epoch's end: after the step, and after the epoch. What the second visit
-        # logs and evaluates must be in the checkpoint, or a run resumed from it would never log it.
-        if at_epoch_end:
-            control.should_save |= self._save_at_epoch_end
-            self._save_at_epoch_end = False
-        elif control.should_save and epoch == int(epoch):
-            control.should_save, self._save_at_epoch_end = False, True
-        super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
-
-    # ---- ranks ----
-
-    def _on_main_process(self, function: Any) -> Any:
-        """Run ``function`` on the main process; every rank returns its result or raises its error."""
-        if self.accelerator.num_processes == 1:
-            return function()
-        from accelerate.utils import broadcast_object_list
-
-        box: list[Any] = [None, None]
-        if self.accelerator.is_main_process:
-            try:
-                box[0] = function()
-            except DynamicDPOError as error:
-                box[1] = error
-        broadcast_object_list(box)
-        if box[1] is not None:
-            raise box[1]
-        return box[0]
-
-    def _all_succeeded(self, error: BaseException | None, run: Path) -> None:
-        if self.accelerator.num_processes > 1:
-            failed = torch.tensor([error is not None], dtype=torch.int64, device=self.accelerator.device)
-            failures = self.accelerator.gather(failed).tolist()
+    def _raise_if_any_failed(self, error: DynamicDPOError | None, run: Path) -> None:
+        accelerator = self.trainer.accelerator
+        if accelerator.num_processes > 1:
+            failed = torch.tensor([error is not None], dtype=torch.int64, device=accelerator.device)
+            failures = accelerator.gather(failed).tolist()
             if error is None and any(failures):
                 error = CheckpointError(
                     f"rank {failures.index(1)} could not write its part of the checkpoint in {run}: see its output"
@@ -234,17 +182,12 @@ class WholeCheckpoints:
             raise error
 
 
-def _with_readable_state(checkpoint: str) -> str:
-    """Return the checkpoint once its trainer's state was read: the parent reads it with no care for what it holds."""
-    with _only_data(checkpoint):
-        if (path := Path(checkpoint) / TRAINER_STATE).is_file():
-            TrainerState.load_from_json(str(path))
-    return checkpoint
-
-
 @contextmanager
-def _only_data(checkpoint: str | None) -> Iterator[None]:
-    """Turn what a file of a checkpoint that is none of ours raises into one clear error."""
+def clear_reading_errors(checkpoint: str | None) -> Iterator[None]:
+    """Turn what a file of a checkpoint raises that is damaged, or not this run's, into one clear error.
+
+    Every file is read as tensors and plain values alone (`weights_only`); whatever is anything else is refused.
+    """
     try:
         yield
     except torch.OutOfMemoryError:
@@ -258,7 +201,7 @@ def _only_data(checkpoint: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def _one_refusal(run: Path) -> Iterator[None]:
+def clear_disk_errors(run: Path) -> Iterator[None]:
     """Turn a disk's refusal, whoever reports it, into one clear error."""
     try:
         yield
@@ -272,8 +215,3 @@ def _one_refusal(run: Path) -> Iterator[None]:
             f"the run's folder {run} cannot be written to: {error}. Earlier checkpoints are as they were; {advice}, "
             "then resume"
         ) from error
-
-
-def _guarded(function: Any, run: Path) -> None:
-    with _one_refusal(run):
-        function()

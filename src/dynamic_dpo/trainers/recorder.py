@@ -1,0 +1,145 @@
+"""What a preference run writes of itself: margins at every controller update, and the record of the whole run."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from dynamic_dpo.runs.margin_log import MarginLog
+from dynamic_dpo.runs.summary import write_run_summary
+from dynamic_dpo.trainers.ranks import check_ranks_agree
+from dynamic_dpo.trainers.referenced_data import ReferencedData
+from dynamic_dpo.trainers.whole_step import WholeStep
+
+logger = logging.getLogger("dynamic_dpo")
+
+
+class RunRecorder(TrainerCallback):  # type: ignore[misc]
+    """Writes the margin logs of a run, adds up the seconds inside its steps, and leaves its record.
+
+    Args:
+        trainer: The run's trainer; its arguments and its state are read.
+        step: The run's optimizer step, with the method, the guard and the counts.
+        data: The run's data sets, with the number of pairs that the reference has scored.
+        margin_logs: This rank's margin logs.
+        pairs_per_update: Pairs of a controller update over all ranks.
+        started: When the run began, in seconds since the epoch; loading models counts.
+        flush_denormal: Whether denormal floats are taken as 0.
+        config: The run's whole configuration, to be hashed; by default the training arguments.
+
+    Attributes:
+        training_seconds: Seconds inside optimizer steps: no evaluation, saving or reference pass.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        step: WholeStep,
+        data: ReferencedData,
+        *,
+        margin_logs: Sequence[MarginLog],
+        pairs_per_update: int,
+        started: float,
+        flush_denormal: bool,
+        config: Mapping[str, Any] | None,
+    ) -> None:
+        self.trainer = trainer
+        self.step = step
+        self.data = data
+        self.margin_logs = margin_logs
+        self.pairs_per_update = pairs_per_update
+        self.started = started
+        self.flush_denormal = flush_denormal
+        self.config = config
+        self.training_seconds = 0.0
+        self._step_began = 0.0
+        self._num_pairs_before = 0
+
+    # ---- while training runs ----
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the margin logs of an earlier run out of the way; a run that is resumed goes on with its own."""
+        if state.global_step > 0:
+            self._num_pairs_before = self.step.num_pairs
+            return
+        for log in self.margin_logs:
+            if moved := log.start_anew():
+                logger.warning("an earlier run's margin log was moved to %s", moved)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._step_began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop the clock; on a GPU, once the step is really done."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.training_seconds += time.perf_counter() - self._step_began
+
+    def log_update(self, margins: Tensor, local: Tensor, update: int, reading: Mapping[str, float]) -> None:
+        """Log one controller update. Collective over ranks, whose controllers are compared.
+
+        Args:
+            margins: All ranks' margins, nats, on the CPU. Shape [N].
+            local: This rank's. Shape [B].
+            update: Number of the update, from 1.
+            reading: What the method says of it.
+
+        Raises:
+            ModelError: If the ranks' controllers differ.
+            CheckpointError: If a disk refuses it.
+        """
+        method, trainer = self.step.method, self.trainer
+        if trainer.accelerator.num_processes > 1:
+            check_ranks_agree(
+                trainer.accelerator, {f"controller state after update {update}": method.state_dict()}
+            )
+        for log in self.margin_logs:
+            log.write(
+                local if log.local else margins,
+                epoch=int(trainer.state.epoch or 0),
+                step=trainer.state.global_step + 1,
+                update=update,
+                reading={"beta": method.beta, **reading},
+            )
+
+    # ---- after it ----
+
+    def write_summary(self) -> None:
+        """Write the run's record to its output folder, on the main process."""
+        trainer, step = self.trainer, self.step
+        if not trainer.is_world_process_zero():
+            return
+        margin_log = next((log for log in self.margin_logs if not log.local), None)
+        facts = {
+            "method": step.method.summary(),
+            "optimizer_steps": trainer.state.global_step,
+            "pairs_seen": step.num_pairs,
+            "controller_updates": step.num_updates,
+            "pairs_per_update": self.pairs_per_update,
+            "reference_computed": self.data.num_computed,
+            "reference_reused": self.data.num_reused,
+            "nonfinite_margins": step.guard.num_nonfinite,
+            "nonfinite_gradients": step.guard.num_bad_gradients,
+            "beta_final": step.method.beta,
+            "wall_seconds": time.time() - self.started,
+            "num_ranks": trainer.args.world_size,
+            "layout": step.policy.scorer.layout,
+            "tokens_per_microbatch": step.policy.scorer.tokens_per_microbatch,
+            "flush_denormal": self.flush_denormal,
+            "margins_path": str(margin_log.margins_path) if margin_log else None,
+            "controller_path": str(margin_log.controller_path) if margin_log else None,
+        }
+        write_run_summary(
+            trainer.args.output_dir,
+            facts,
+            pairs_trained=step.num_pairs - self._num_pairs_before,
+            training_seconds=self.training_seconds,
+            config=self.config or {"args": trainer.args.to_dict()},
+        )

@@ -1,0 +1,212 @@
+"""A Hugging Face trainer that may be stopped at any moment, and that goes on as if it had never been stopped.
+
+The base of `PreferenceTrainer` and of fine-tuning. It overrides what the Hugging Face trainer does at the end of a
+step, at saving, at loading and around a run, each in one place; what a trainer built on it adds has names of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+
+from dynamic_dpo.errors import RunStopped
+from dynamic_dpo.trainers.checkpoints.stopping import EvaluationCut, StopRequest
+from dynamic_dpo.trainers.checkpoints.whole import WholeCheckpoints, clear_disk_errors, clear_reading_errors
+from dynamic_dpo.trainers.ranks import clear_rank_errors
+from dynamic_dpo.utils.signals import Interrupted, deferred, raise_if_requested
+
+logger = logging.getLogger("dynamic_dpo")
+
+
+class ResumableTrainer(Trainer):  # type: ignore[misc]
+    """A `transformers.Trainer` with whole checkpoints, that ends in one when a signal asks for it.
+
+    Before another trainer of that family in the order of bases it does the same for that one.
+
+    Attributes:
+        checkpoints: The run's checkpoints.
+        stopping: Whether a signal has asked the run to stop.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.checkpoints = WholeCheckpoints(self)
+        self.stopping = StopRequest(self)
+        self._save_after_epoch = False
+        self._step_that_ended: int | None = None
+        self._push_after_commit = False
+        # The run's folder is made in there.
+        with clear_disk_errors(Path(getattr(kwargs.get("args"), "output_dir", None) or ".")):
+            super().__init__(*args, **kwargs)
+
+    # ---- for the trainers built on it: nothing is done here ----
+
+    def prepare_run(self, checkpoint: str | None) -> None:
+        """Do what comes before a run, while a signal may still end it at once. Every rank calls it.
+
+        Args:
+            checkpoint: The checkpoint to go on from, verified and not loaded yet; ``None`` for a new run.
+        """
+
+    def reason_to_stop(self) -> str | None:
+        """Return why the run should save and end after the present step, ``None`` if it should go on."""
+        return None
+
+    def write_into_checkpoint(self, folder: Path) -> None:
+        """Add files to a checkpoint before it is committed. Every rank calls it."""
+
+    def read_from_checkpoint(self, folder: Path) -> None:
+        """Read them again, once the model is loaded and before the first step. Every rank calls it."""
+
+    def finish_run(self) -> None:
+        """Do what comes after training, however it ended, unless an error ended it. Every rank calls it."""
+
+    # ---- a run ----
+
+    def find_checkpoint(self) -> str | None:
+        """Return the newest whole checkpoint of the output folder, ``None`` if none was ever made.
+
+        Collective over ranks. Newer ones that are damaged are named in a warning.
+
+        Raises:
+            CheckpointError: If there are checkpoints and none is whole.
+        """
+        return self.checkpoints.newest()
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train, from the start or from a checkpoint.
+
+        Args:
+            resume_from_checkpoint: A checkpoint's folder, or ``True`` for the newest in the output folder.
+            **kwargs: Passed on to `transformers.Trainer.train`.
+
+        Returns:
+            The trainer's output.
+
+        Raises:
+            CheckpointError: If the checkpoint is damaged or another run's, or a file cannot be written.
+            RunStopped: If the run had a reason of its own to end, once a checkpoint is saved.
+            Interrupted: If a signal asked to stop, once a checkpoint is saved; see `dynamic_dpo.utils.signals`.
+        """
+        # Before all preparation: a checkpoint that cannot be used should not cost hours first.
+        checkpoint = self.checkpoints.verified(resume_from_checkpoint)
+        self.prepare_run(checkpoint)
+        self.checkpoints.begin_from(checkpoint)
+        raise_if_requested()
+        # A step is not cut in the middle: the signal is noted, and the step's end looks for it.
+        with deferred(), clear_rank_errors():
+            output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        self.finish_run()
+        self.raise_if_stopped()
+        return output
+
+    def raise_if_stopped(self) -> None:
+        """Raise an error that says why training has ended before its time, if it has. Collective over ranks.
+
+        Raises:
+            RunStopped: If the run had a reason of its own.
+            Interrupted: If a signal asked for it.
+        """
+        if reason := self.reason_to_stop():
+            raise RunStopped(
+                f"{reason}. A checkpoint of step {self.state.global_step} is saved; resuming goes on from it"
+            )
+        # A signal that came in the middle of the last checkpoint counts too. One after the last step, where no
+        # checkpoint holds that step, does not: what was trained would be lost.
+        if self.checkpoints.saved_step == self.state.global_step:
+            self.stopping.agreed()
+        if self.stopping.signal is not None:
+            raise Interrupted(self.stopping.signal)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # The loop asks after a step whether it was the last: a finished run that is resumed would make one more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    # ---- the end of a step ----
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """End a step. The loop calls this after every step, and once more at the end of every epoch.
+
+        The order, read from top to bottom, is all that happens then.
+        """
+        # 1. The run's own reason to end comes first: it changes what is saved, not what is logged and evaluated.
+        if reason := self.reason_to_stop():
+            logger.warning("the run saves and ends here: %s", reason)
+            self.control.should_save = self.control.should_training_stop = True
+
+        # 2. A signal has ended the loop inside an epoch, and the loop calls as if the epoch had come to its end. It
+        #    has not: the entry and the evaluation of an epoch's end belong to the resumed run.
+        epoch = self.state.epoch or 0.0
+        inside_epoch = epoch != int(epoch) and self.state.global_step < self.state.max_steps
+        if self.stopping.signal is not None and inside_epoch:
+            return
+
+        # 3. Has a signal asked any rank to stop? Then all save and stop after this step, and evaluate no more.
+        if self.stopping.agreed():
+            self.stopping.save_and_stop()
+
+        # 4. Log, evaluate, save, in this order.
+        try:
+            self._log_evaluate_save(*args, **kwargs)
+        except EvaluationCut:
+            # 5. The signal came while evaluating. The entry is logged; what is left is to save and stop.
+            self.stopping.save_and_stop()
+            self._log_evaluate_save(*args, **kwargs)
+
+    def _log_evaluate_save(self, *args: Any, **kwargs: Any) -> None:
+        # The last step of an epoch ends twice: with the step, and with the epoch. What the second time logs and
+        # evaluates must be in the checkpoint, or a run resumed from it would never log it: saving waits for it.
+        step, epoch = self.state.global_step, self.state.epoch or 0.0
+        is_second_time, self._step_that_ended = self._step_that_ended == step, step
+        if is_second_time:
+            self.control.should_save |= self._save_after_epoch
+            self._save_after_epoch = False
+        elif self.control.should_save and epoch == int(epoch):
+            self.control.should_save, self._save_after_epoch = False, True
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    # ---- saving ----
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        run = Path(self._get_output_dir(trial))
+        with self.checkpoints.staged(run) as folder:
+            super()._save_checkpoint(model, trial)
+            self.write_into_checkpoint(folder)
+        # Only what is committed may be pushed.
+        if self._push_after_commit:
+            self._push_after_commit = False
+            self._push_from_checkpoint(str(run / folder.name))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        staging = self.checkpoints.staging
+        return str(staging) if staging else super()._get_output_dir(trial)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.checkpoints.staging:
+            self._push_after_commit = True
+        else:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    # ---- loading ----
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with clear_reading_errors(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.read_from_checkpoint(Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with clear_reading_errors(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with clear_reading_errors(checkpoint):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with clear_reading_errors(checkpoint):
+            super()._load_rng_state(checkpoint)
