@@ -88,7 +88,7 @@ def stop_in(phase: str, count: int, seed: int = 0) -> Outcome:
     warm_up()
     draw, outcome = random.Random(seed), Outcome()
     run: Callable[[Path], None] = _tokenise_and_train if phase == "tokenisation" else train
-    # How often the phase's piece of work comes by in a whole run.
+    # How often a whole run does the phase's piece of work.
     pieces = {"tokenisation": 2, "the reference pass": 2, "training": 10, "evaluation": 3, "saving": 5}[phase]
     with tempfile.TemporaryDirectory() as scratch:
         whole = Path(scratch) / "run-9999"

@@ -106,7 +106,7 @@ def train_dpo(config: TrainingConfig) -> Any:
         None if own_reference else reference.name,
         args,
         prepared.train,
-        # A set that is never looked at is not worth a reference pass.
+        # A set that is never evaluated is not worth a reference pass.
         prepared.validation if args.eval_strategy != "no" else None,
         tokenizer,
         peft_config=peft_config,

@@ -1,8 +1,11 @@
 """The preference trainer: a `transformers.Trainer` that trains any `PreferenceMethod` on preference pairs.
 
-It knows no method by name. A step's pairs arrive together in `training_step`; the engine cuts them into
-micro-batches, the method gives beta and losses, and learns from each controller batch after its losses were formed.
-What a run does around its steps, at their end and when it is stopped and resumed is `ResumableTrainer`'s.
+A step's pairs arrive together in `training_step`; the engine cuts them into micro-batches, the method gives beta and
+losses, and learns from each controller batch after its losses were formed. No method is known by name.
+
+The methods stand in the order of a run: `prepare_run`, then for each step `training_step`, the check of its gradient,
+its log entry, evaluation and checkpoint, and at last `finish_run`. `ResumableTrainer` says what happens at the end of
+a step, and when a run is stopped and resumed.
 """
 
 from __future__ import annotations
@@ -203,16 +206,18 @@ class PreferenceTrainer(ResumableTrainer):
             NonFiniteError: If the reference gives a pair no number.
         """
         if checkpoint is not None:
-            self.run_state.check_same_run(checkpoint, allow_changes=self.resume_changed)
+            self.run_state.check_resumable(checkpoint, allow_changes=self.resume_changed)
         with clear_rank_errors():
             self.ensure_reference()
             check_ranks_agree(
                 self.accelerator,
                 {"data": self.run_state.identity["data"], "reference": reference_hash(self.train_dataset)},
             )
+        # From here on every data set has its reference, and all ranks have the same.
         if self.engine.self_check:
             self.policy.self_check(self.train_dataset, self.accelerator)
         if self.method.needs.reference and self.policy.starts_as_reference:
+            # Equal models: the first margins are 0 but for rounding, or something is wrong.
             half = self.accelerator.mixed_precision != "no" or self.policy.scorer.dtype.itemsize < 4
             self.guard.start_tolerance = 1.0 if half else 0.01
         for note in self.method.start_notes(self._num_updates_to_expect()):

@@ -25,7 +25,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
 
     Args:
         trainer: The run's trainer; its arguments and its state are read.
-        step: The run's optimizer step, with the method, the guard and the counts.
+        whole_step: The run's optimizer step, with the method, the guard and the counts.
         data: The run's data sets, with the number of pairs that the reference has scored.
         margin_logs: This rank's margin logs.
         pairs_per_update: Pairs of a controller update over all ranks.
@@ -40,7 +40,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
     def __init__(
         self,
         trainer: Any,
-        step: WholeStep,
+        whole_step: WholeStep,
         data: ReferencedData,
         *,
         margin_logs: Sequence[MarginLog],
@@ -50,7 +50,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         config: Mapping[str, Any] | None,
     ) -> None:
         self.trainer = trainer
-        self.step = step
+        self.whole_step = whole_step
         self.data = data
         self.margin_logs = margin_logs
         self.pairs_per_update = pairs_per_update
@@ -66,7 +66,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the margin logs of an earlier run out of the way; a run that is resumed goes on with its own."""
         if state.global_step > 0:
-            self._num_pairs_before = self.step.num_pairs
+            self._num_pairs_before = self.whole_step.num_pairs
             return
         for log in self.margin_logs:
             if moved := log.start_anew():
@@ -95,7 +95,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
             ModelError: If the ranks' controllers differ.
             CheckpointError: If a disk refuses it.
         """
-        method, trainer = self.step.method, self.trainer
+        method, trainer = self.whole_step.method, self.trainer
         if trainer.accelerator.num_processes > 1:
             check_ranks_agree(
                 trainer.accelerator, {f"controller state after update {update}": method.state_dict()}
@@ -113,7 +113,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
 
     def write_summary(self) -> None:
         """Write the run's record to its output folder, on the main process."""
-        trainer, step = self.trainer, self.step
+        trainer, step = self.trainer, self.whole_step
         if not trainer.is_world_process_zero():
             return
         margin_log = next((log for log in self.margin_logs if not log.local), None)

@@ -134,7 +134,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
 
         The order, read from top to bottom, is all that happens then.
         """
-        # 1. The run's own reason to end comes first: it changes what is saved, not what is logged and evaluated.
+        # 1. Has the run a reason of its own to end? Then it saves and ends here; it logs and evaluates as ever.
         if reason := self.reason_to_stop():
             logger.warning("the run saves and ends here: %s", reason)
             self.control.should_save = self.control.should_training_stop = True
@@ -154,7 +154,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         try:
             self._log_evaluate_save(*args, **kwargs)
         except EvaluationCut:
-            # 5. The signal came while evaluating. The entry is logged; what is left is to save and stop.
+            # 5. The signal came while evaluating. The entry is logged; what is left is to save and stop. At an
+            #    epoch's end this saves at once, and the epoch's own entry leads to a checkpoint that holds it.
             self.stopping.save_and_stop()
             self._log_evaluate_save(*args, **kwargs)
 

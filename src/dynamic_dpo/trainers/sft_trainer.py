@@ -1,6 +1,7 @@
 """Supervised fine-tuning on completions only, by TRL's own `SFTTrainer`.
 
-What is ours: the arguments it needs for that, and the check that a row's completion survives truncation.
+What is ours: checkpoints and stops (`ResumableTrainer`), the arguments that the loss needs, and the check that a
+row's completion survives truncation.
 """
 
 from __future__ import annotations

@@ -19,12 +19,8 @@ from dynamic_dpo.errors import CheckpointError
 from dynamic_dpo.methods import DPO, PreferenceMethod, Risk, RiskConfig
 from dynamic_dpo.runs.margin_log import MarginLog, MarginLogConfig
 from dynamic_dpo.trainers import PreferenceTrainer
-from dynamic_dpo.trainers.checkpoints.saved import (
-    check_saved_tokenizer,
-    check_saved_weights,
-    load_controller_state,
-    save_controller_state,
-)
+from dynamic_dpo.trainers.checkpoints.resuming import load_controller_state, save_controller_state
+from dynamic_dpo.trainers.checkpoints.saved import check_saved_tokenizer, check_saved_weights
 from dynamic_dpo.utils.signals import Interrupted, stop_signals
 from tiny import random_pairs, tiny_llama, training_arguments, word_tokenizer
 from torture.tiny_run import build, digest

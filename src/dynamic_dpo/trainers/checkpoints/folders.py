@@ -86,7 +86,8 @@ def commit(run: str | Path, name: str) -> Path:
     staged, final = Path(run) / STAGING / name, Path(run) / name
     write_file_list(staged)
     if final.exists():
-        # A run that was resumed further back comes by again. `clean` puts it back if the next line is the last.
+        # A run that was resumed further back reaches this step again. `clean` puts the old one back if the next line
+        # is the last that this process comes to.
         final.rename(staged.with_name(f"replaced-{name}"))
     staged.rename(final)
     sync(final.parent)

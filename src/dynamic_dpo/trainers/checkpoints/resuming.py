@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from dynamic_dpo.errors import CheckpointError
+from dynamic_dpo.runs.files import CONTROLLER_STATE
 from dynamic_dpo.runs.margin_log import MarginLog
 from dynamic_dpo.trainers.checkpoints.identity import (
     check_same_run,
@@ -19,8 +21,8 @@ from dynamic_dpo.trainers.checkpoints.identity import (
     identity_hash,
     identity_of,
 )
-from dynamic_dpo.trainers.checkpoints.saved import load_controller_state, save_controller_state
 from dynamic_dpo.trainers.whole_step import WholeStep
+from dynamic_dpo.utils.files import write_json
 
 logger = logging.getLogger("dynamic_dpo")
 
@@ -43,7 +45,7 @@ class RunState(TrainerCallback):  # type: ignore[misc]
 
     Args:
         trainer: The run's trainer, a `ResumableTrainer`.
-        step: The run's optimizer step, with the method, the guard and the counts.
+        whole_step: The run's optimizer step, with the method, the guard and the counts.
         margin_logs: This rank's margin logs.
         pairs_per_step: Pairs of an optimizer step over all ranks.
         pairs_per_update: Pairs of a controller update over all ranks.
@@ -52,14 +54,14 @@ class RunState(TrainerCallback):  # type: ignore[misc]
     def __init__(
         self,
         trainer: Any,
-        step: WholeStep,
+        whole_step: WholeStep,
         *,
         margin_logs: Sequence[MarginLog],
         pairs_per_step: int,
         pairs_per_update: int,
     ) -> None:
         self.trainer = trainer
-        self.step = step
+        self.whole_step = whole_step
         self.margin_logs = margin_logs
         self.pairs_per_step = pairs_per_step
         self.pairs_per_update = pairs_per_update
@@ -68,7 +70,7 @@ class RunState(TrainerCallback):  # type: ignore[misc]
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What decides this run's numbers; see `identity_of`."""
-        method, policy = self.step.method, self.step.policy
+        method, policy = self.whole_step.method, self.whole_step.policy
         adapters = getattr(policy.model, "peft_config", {})
         dropouts = (module.p for module in policy.model.modules() if isinstance(module, torch.nn.Dropout))
         facts = {
@@ -94,7 +96,7 @@ class RunState(TrainerCallback):  # type: ignore[misc]
 
     def save(self, folder: Path) -> None:
         """Write ``controller_state.json`` into a checkpoint. Collective over ranks."""
-        trainer, step = self.trainer, self.step
+        trainer, step = self.trainer, self.whole_step
         positions = [log.sync() for log in self.margin_logs]
         sums = step.metrics.state_dict(trainer.accelerator)
         losses = trainer.accelerator.gather(trainer._tr_loss.detach().reshape(1)).tolist()
@@ -121,7 +123,7 @@ class RunState(TrainerCallback):  # type: ignore[misc]
         }
         save_controller_state(folder, state)
 
-    def check_same_run(self, checkpoint: str | Path, *, allow_changes: bool) -> None:
+    def check_resumable(self, checkpoint: str | Path, *, allow_changes: bool) -> None:
         """Compare the run that made a checkpoint with this one.
 
         Args:
@@ -147,12 +149,12 @@ class RunState(TrainerCallback):  # type: ignore[misc]
     def restore(self, folder: Path) -> None:
         """Put back method, counts and guard, and cut the margin logs back to the checkpoint."""
         state = load_controller_state(folder)
-        self.step.method.load_state_dict(state["method"])
-        self.step.num_updates = int(state["num_updates"])
-        self.step.num_pairs = int(state["num_pairs_seen"])
-        self.step.guard.load_state_dict(state["guard"])
+        self.whole_step.method.load_state_dict(state["method"])
+        self.whole_step.num_updates = int(state["num_updates"])
+        self.whole_step.num_pairs = int(state["num_pairs_seen"])
+        self.whole_step.guard.load_state_dict(state["guard"])
         for log in self.margin_logs:
-            log.resume_at(self.step.num_updates)
+            log.resume_at(self.whole_step.num_updates)
         self._since_last_entry = state["log"]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -161,7 +163,7 @@ class RunState(TrainerCallback):  # type: ignore[misc]
         if restored is None:
             return
         trainer = self.trainer
-        self.step.metrics.load_state_dict(restored["metrics"], trainer.accelerator)
+        self.whole_step.metrics.load_state_dict(restored["metrics"], trainer.accelerator)
         losses = [float(loss) for loss in restored["loss_sums"]]
         same_ranks = len(losses) == trainer.accelerator.num_processes
         mean = sum(losses) / len(losses)
@@ -173,3 +175,32 @@ class RunState(TrainerCallback):  # type: ignore[misc]
             # The signal left no time for it; the uninterrupted run would have made it here.
             metrics = trainer._evaluate(None, None)
             trainer._determine_best_metric(metrics=metrics, trial=None)
+
+
+def save_controller_state(folder: str | Path, state: Mapping[str, Any]) -> None:
+    """Write the controller's state into a checkpoint folder."""
+    path = Path(folder) / CONTROLLER_STATE
+    # Not write_json alone: a NaN in the state would be a fault of ours, and must not become null in silence.
+    json.dumps(state, allow_nan=False)
+    write_json(path, state)
+
+
+def load_controller_state(folder: str | Path) -> dict[str, Any]:
+    """Read the controller's state from a checkpoint folder.
+
+    Raises:
+        CheckpointError: If it is missing or unreadable.
+    """
+    path = Path(folder) / CONTROLLER_STATE
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path} is missing: the checkpoint was made by another trainer or is incomplete; "
+            "resume from another checkpoint or start a new run"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); resume from another checkpoint") from error
+    if not isinstance(state, dict) or "method" not in state:
+        raise CheckpointError(f"{path} holds no controller state; resume from another checkpoint")
+    return state

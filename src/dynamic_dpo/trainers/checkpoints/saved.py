@@ -1,13 +1,7 @@
-"""What a checkpoint holds beside the Hugging Face trainer's own files, and the check of a saved model.
-
-The controller's state is JSON, written whole or not at all. A model counts as saved once its files, read back,
-hold the values in memory.
-"""
+"""The check of a saved model: it counts as saved once its files, read back, hold the values in memory."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +9,6 @@ import torch
 from safetensors import safe_open
 
 from dynamic_dpo.errors import CheckpointError
-from dynamic_dpo.runs.files import CONTROLLER_STATE
-from dynamic_dpo.utils.files import write_json
-
-
-def save_controller_state(folder: str | Path, state: Mapping[str, Any]) -> None:
-    """Write the controller's state into a checkpoint folder."""
-    path = Path(folder) / CONTROLLER_STATE
-    # Not write_json alone: a NaN in the state would be a fault of ours, and must not become null in silence.
-    json.dumps(state, allow_nan=False)
-    write_json(path, state)
-
-
-def load_controller_state(folder: str | Path) -> dict[str, Any]:
-    """Read the controller's state from a checkpoint folder.
-
-    Raises:
-        CheckpointError: If it is missing or unreadable.
-    """
-    path = Path(folder) / CONTROLLER_STATE
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path} is missing: the checkpoint was made by another trainer or is incomplete; "
-            "resume from another checkpoint or start a new run"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); resume from another checkpoint") from error
-    if not isinstance(state, dict) or "method" not in state:
-        raise CheckpointError(f"{path} holds no controller state; resume from another checkpoint")
-    return state
 
 
 def check_saved_weights(folder: str | Path, model: Any) -> int:
