@@ -2,6 +2,7 @@
 
 import math
 import string
+from difflib import SequenceMatcher
 from typing import get_args
 
 import pytest
@@ -288,10 +289,15 @@ def test_one_wrong_letter_still_finds_the_key(path, data):
     letter = data.draw(st.sampled_from(string.ascii_lowercase))
     typo = key[:position] + letter + key[position + 1 :]
     known = {known for known, _, _ in walk(TrainingConfig)}
-    if len(key) >= 5 and f"{section}.{typo}" not in known:
-        assert path in nearest(f"{section}.{typo}", sorted(known)) or typo in {
-            k.split(".")[-1] for k in known
-        }
+    # A letter may bring the key nearer to another one: beta_a is more like beta_max than like beta_0.
+    others = {other.split(".")[-1] for other in known} - {key}
+    rivals = [other for other in others if likeness(typo, other) >= likeness(typo, key)]
+    if len(key) >= 5 and not rivals:
+        assert path in nearest(f"{section}.{typo}", sorted(known))
+
+
+def likeness(one, other):
+    return SequenceMatcher(None, one, other).ratio()
 
 
 def chosen_with(path):
