@@ -343,8 +343,24 @@ def test_no_retries_means_one_attempt(script: ScriptedServer, waits: list[float]
     assert waits == []
 
 
-def test_backoff_doubles_up_to_its_limit() -> None:
-    assert [RetryPolicy(9, 1.0, 5.0).backoff(attempt) for attempt in (0, 1, 2, 3, 60)] == [1, 2, 4, 5, 5]
+def test_waits_double_up_to_their_limit_however_many_there_are(waits: list[float]) -> None:
+    import openai
+
+    def request() -> None:
+        raise openai.APIConnectionError(request=None)  # type: ignore[arg-type]
+
+    with pytest.raises(JudgeError, match="gave no connection at each of 1501 attempts"):
+        RetryPolicy(1500, 1.0, 5.0).call(request)
+    assert waits == [1, 2, 4, *[5] * 1497]
+
+
+def test_an_interruption_is_no_fault_to_be_waited_for(waits: list[float]) -> None:
+    def request() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        RetryPolicy(3, 1.0, 5.0).call(request)
+    assert waits == []
 
 
 def test_openai_is_imported_when_the_first_question_is_asked() -> None:

@@ -1,19 +1,22 @@
 """Which faults of a judge's server may pass, and how long to wait for it.
 
 Only what can succeed is repeated: 429, 5xx, time-outs, broken connections and broken JSON. A refused key, a bad
-request or a used-up quota fails at once, with what to do about it. What was asked is not known here.
+request or a used-up quota fails at once, with what to do about it. The repeating itself is tenacity's.
 """
 
 from __future__ import annotations
 
 import email.utils
+import itertools
 import json
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from dynamic_dpo.errors import ConfigError, JudgeError
 from dynamic_dpo.utils.secrets import redact
@@ -47,10 +50,6 @@ class RetryPolicy:
 
     Raises:
         ConfigError: If a number is out of range.
-
-    Example:
-        >>> [RetryPolicy(5, 1.0, 6.0).backoff(attempt) for attempt in range(5)]
-        [1.0, 2.0, 4.0, 6.0, 6.0]
     """
 
     max_retries: int
@@ -65,10 +64,6 @@ class RetryPolicy:
                 "gpt4_oracle.initial_backoff must lie between 0 and max_backoff "
                 f"({self.max_backoff}), got {self.initial_backoff}"
             )
-
-    def backoff(self, attempt: int) -> float:
-        """Return our own wait in seconds after failed attempt number ``attempt``, counted from 0."""
-        return min(self.initial_backoff * 2.0**attempt, self.max_backoff)
 
     def call(self, request: Callable[[], T], *, is_final: Callable[[int, str, int], bool] | None = None) -> T:
         """Return what ``request`` returns, repeating it after faults that may pass.
@@ -87,8 +82,10 @@ class RetryPolicy:
         """
         import openai
 
-        for attempt in range(self.max_retries + 1):
-            asked: float | None = None
+        attempts = itertools.count()
+
+        def ask() -> T:
+            attempt = next(attempts)
             try:
                 return request()
             except openai.APIStatusError as error:
@@ -97,20 +94,56 @@ class RetryPolicy:
                 final = is_final is not None and is_final(error.status_code, words, attempt)
                 if final or not may_pass(error.status_code, error.body):
                     raise RefusedError(error.status_code, words) from None
-                fault = f"status {error.status_code}"
                 asked = retry_after(error.response.headers)
+                raise _PassingError(f"status {error.status_code}", asked) from None
             except (json.JSONDecodeError, UnicodeDecodeError, openai.APIResponseValidationError):
                 fault = "a reply that is no JSON (is base_url the address of an OpenAI-compatible API?)"
+                raise _PassingError(fault) from None
             except openai.APIConnectionError as error:
-                fault = "a time-out" if isinstance(error, openai.APITimeoutError) else "no connection"
-            if attempt < self.max_retries:
-                wait = self.backoff(attempt) if asked is None else asked
-                logger.warning("the judge's server gave %s; asking again in %.1f s", fault, wait)
-                time.sleep(wait)
-        raise JudgeError(
-            f"the judge's server gave {fault} at each of {self.max_retries + 1} attempts; "
-            "try later, or raise gpt4_oracle.max_retries and max_backoff"
+                timed_out = isinstance(error, openai.APITimeoutError)
+                raise _PassingError("a time-out" if timed_out else "no connection") from None
+
+        own_wait = wait_exponential(multiplier=self.initial_backoff, max=self.max_backoff)
+
+        def wait(state: RetryCallState) -> float:
+            asked = _fault_of(state).asked
+            return own_wait(state) if asked is None else asked
+
+        def warn(state: RetryCallState) -> None:
+            assert state.next_action is not None
+            seconds = state.next_action.sleep
+            logger.warning("the judge's server gave %s; asking again in %.1f s", _fault_of(state), seconds)
+
+        def give_up(state: RetryCallState) -> NoReturn:
+            raise JudgeError(
+                f"the judge's server gave {_fault_of(state)} at each of {state.attempt_number} attempts; "
+                "try later, or raise gpt4_oracle.max_retries and max_backoff"
+            )
+
+        retrying = Retrying(
+            retry=retry_if_exception_type(_PassingError),
+            stop=stop_after_attempt(self.max_retries + 1),
+            wait=wait,
+            before_sleep=warn,
+            retry_error_callback=give_up,
+            sleep=time.sleep,
         )
+        return retrying(ask)
+
+
+class _PassingError(Exception):
+    """A fault that may pass, in words, and the seconds that the server asks to wait, if it does."""
+
+    def __init__(self, fault: str, asked: float | None = None) -> None:
+        super().__init__(fault)
+        self.asked = asked
+
+
+def _fault_of(state: RetryCallState) -> _PassingError:
+    assert state.outcome is not None
+    error = state.outcome.exception()
+    assert isinstance(error, _PassingError)
+    return error
 
 
 def server_words(error: Any) -> str:
