@@ -132,43 +132,27 @@ def build_judge(config: EvaluationConfig) -> Judge:
     Raises:
         ConfigError: If the template or function cannot be had.
     """
-    from dynamic_dpo.eval.judges.base import PointwiseJudge
+    from dynamic_dpo.eval.judges.table import make_judge
 
-    judge, oracle = config.judge, config.gpt4_oracle
-    if judge.kind == "openai":
-        from dynamic_dpo.eval.judges.chat_judge import OracleJudge
-        from dynamic_dpo.eval.judges.gpt4_oracle import GPT4Oracle
-        from dynamic_dpo.eval.judges.template import judge_template
-
-        return OracleJudge(
-            GPT4Oracle(**oracle.model_dump(), base_url=judge.base_url),
-            template=None if judge.template == "custom" else judge_template(judge.template),
-            json_schema=judge.json_schema,
-            logprobs=judge.logprobs,
-            max_attempts=1 + judge.max_invalid_retries,
-        )
-    if judge.kind == "reward_model":
-        from dynamic_dpo.eval.judges.reward_model import RewardModelScorer
-
-        assert judge.reward_model is not None
-        scorer: Any = RewardModelScorer(
-            judge.reward_model, batch_size=judge.batch_size, device=config.generation.device
-        )
-    else:
-        from dynamic_dpo.eval.judges.function import FunctionScorer
-
-        assert judge.function is not None
-        scorer = FunctionScorer(judge.function)
-    return PointwiseJudge(scorer, tie_tolerance=judge.tie_tolerance)
+    settings = {
+        **dict(config.judge),
+        "gpt4_oracle": dict(config.gpt4_oracle),
+        "device": config.generation.device,
+    }
+    return make_judge(config.judge.kind, settings)
 
 
 def _identity(config: EvaluationConfig) -> dict[str, Any]:
     """Return the settings that verdicts depend on; not those of speed, price and patience."""
+    from dynamic_dpo.eval.judges.table import JUDGES
     from dynamic_dpo.eval.judges.template import custom_template
 
     judge, oracle = config.judge, config.gpt4_oracle
     if judge.kind != "openai":
-        return judge.model_dump(include={"kind", "reward_model", "function", "tie_tolerance"})
+        # As in version 0.2 with both names, whichever of the two it is; the batch changes only the speed.
+        return judge.model_dump(
+            include={"kind", "reward_model", "function", *JUDGES[judge.kind].settings} - {"batch_size"}
+        )
     own = {"kind", "template", "max_invalid_retries", "logprobs", "json_schema"}
     identity = judge.model_dump(include=own) | oracle.model_dump(
         include={"model", "temperature", "max_tokens"}

@@ -1,27 +1,23 @@
 """The sections of an evaluation file on judging, scoring and counting: the judge, what it may cost, the intervals.
 
-Describes settings only: nothing here asks a judge.
+Which keys of ``judge`` mean something depends on its kind, and stands in the table of judges.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from dynamic_dpo.config.base import Section, refuse
+from dynamic_dpo.eval.judges.table import JUDGES
 from dynamic_dpo.eval.judges.template import TemplateName
 
-JudgeKind = Literal["openai", "reward_model", "function"]
+if TYPE_CHECKING:
+    JudgeKindName = str
+else:
+    JudgeKindName = Literal[tuple(JUDGES)]
 JudgeTemplateName = Literal["custom", TemplateName]
-# Which keys speak of one kind of judge only: given with another, they would have no effect.
-_KIND_OF = {
-    "base_url": "openai",
-    "logprobs": "openai",
-    "json_schema": "openai",
-    "reward_model": "reward_model",
-    "function": "function",
-}
 
 
 class BudgetSection(Section):
@@ -42,7 +38,7 @@ class PriceSection(Section):
 class JudgeSection(Section):
     """Who judges, and how it is asked; the settings of a chat model that judges are in gpt4_oracle."""
 
-    kind: JudgeKind = Field(
+    kind: JudgeKindName = Field(
         default="openai",
         description="A chat model behind OpenAI's protocol, a reward model, or a Python function.",
     )
@@ -89,18 +85,16 @@ class JudgeSection(Section):
         default={}, description="Price of each judging model, by its name."
     )
 
-    @field_validator("tie_tolerance")
+    @field_validator("*")
     @classmethod
-    def _needs_scores(cls, value: float, info: ValidationInfo) -> float:
-        if value and info.data.get("kind") == "openai":
-            refuse("has no effect while judge.kind is openai: leave it out")
-        return value
-
-    @field_validator(*_KIND_OF)
-    @classmethod
-    def _belongs_to_the_kind(cls, value: str | bool | None, info: ValidationInfo) -> str | bool | None:
+    def _belongs_to_the_kind(cls, value: Any, info: ValidationInfo) -> Any:
         key, kind = str(info.field_name), info.data.get("kind")
-        if value and kind is not None and _KIND_OF[key] != kind:
+        if kind is None:  # It comes first; where it is wrong itself, that is said.
+            return value
+        is_of_some_kind = any(key in other.settings for other in JUDGES.values())
+        # Of a key with a default that is on, nobody can tell whether it was meant.
+        is_given = value and not cls.model_fields[key].get_default()
+        if is_of_some_kind and is_given and key not in JUDGES[kind].settings:
             refuse(f"has no effect while judge.kind is {kind}: leave it out")
         if key == kind and not value:
             refuse(f"is required while judge.kind is {kind}")

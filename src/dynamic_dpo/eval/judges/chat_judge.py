@@ -1,17 +1,17 @@
 """A chat model as a judge: one template, one reply, one reading.
 
-Asks through a `GPT4Oracle`'s server. How often a question is asked, in which orders, and what is kept is not known
-here.
+Asks through a `GPT4Oracle`'s server, whatever it was that the server was found to accept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.eval.judges.base import Reply, conversation_text
 from dynamic_dpo.eval.judges.gpt4_oracle import GPT4Oracle
-from dynamic_dpo.eval.judges.template import VERDICT_SCHEMA, JudgeTemplate
+from dynamic_dpo.eval.judges.template import VERDICT_SCHEMA, JudgeTemplate, judge_template
 from dynamic_dpo.eval.judges.token_probs import verdict_probabilities
 from dynamic_dpo.eval.judges.verdict import Verdict, read_reply
 from dynamic_dpo.eval.records import PromptRecord
@@ -101,3 +101,34 @@ class OracleJudge:
     def close(self) -> None:
         """Give the server's connections back."""
         self.oracle.server.close()
+
+
+def openai_judge(
+    *,
+    gpt4_oracle: Mapping[str, Any],
+    base_url: str | None,
+    template: str,
+    max_invalid_retries: int,
+    logprobs: bool,
+    json_schema: bool,
+) -> OracleJudge:
+    """Return the judge that ``judge.kind: openai`` means.
+
+    Args:
+        gpt4_oracle: Arguments of `GPT4Oracle`.
+        base_url: Address of the server; ``None``: OpenAI's own.
+        template: Name of a template of the package; ``custom`` for the oracle's own two prompts.
+        max_invalid_retries: How often a question is asked again whose reply holds no verdict.
+        logprobs: See `OracleJudge`.
+        json_schema: See `OracleJudge`.
+
+    Raises:
+        ConfigError: If the template cannot be had, or a setting is out of range.
+    """
+    return OracleJudge(
+        GPT4Oracle(**gpt4_oracle, base_url=base_url),
+        template=None if template == "custom" else judge_template(template),
+        json_schema=json_schema,
+        logprobs=logprobs,
+        max_attempts=1 + max_invalid_retries,
+    )

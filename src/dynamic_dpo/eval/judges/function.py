@@ -1,7 +1,6 @@
 """A Python function as a judge: the output with the higher score wins.
 
-The function is named by a dotted path and gets the output, or the prompt and the output. What it computes, and
-what its scores add up to, is not known here.
+The function is named by a dotted path and gets the output, or the prompt and the output.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from dynamic_dpo.errors import ConfigError, JudgeError
-from dynamic_dpo.eval.judges.base import conversation_text
+from dynamic_dpo.eval.judges.base import PointwiseJudge, conversation_text
 from dynamic_dpo.eval.records import PromptRecord
 
 
@@ -76,6 +75,19 @@ class FunctionScorer:
     def score_many(self, items: Sequence[tuple[PromptRecord, str]]) -> list[float]:
         """Return the scores of several outputs, in their order."""
         return [self.score(prompt, text) for prompt, text in items]
+
+
+def function_judge(*, function: str, tie_tolerance: float) -> PointwiseJudge:
+    """Return the judge that ``judge.kind: function`` means.
+
+    Args:
+        function: See `FunctionScorer`.
+        tie_tolerance: See `PointwiseJudge`.
+
+    Raises:
+        ConfigError: If there is no such function, or the tolerance is negative.
+    """
+    return PointwiseJudge(FunctionScorer(function), tie_tolerance=tie_tolerance)
 
 
 def load_function(path: str) -> Callable[..., Any]:

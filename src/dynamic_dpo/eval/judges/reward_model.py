@@ -1,7 +1,6 @@
 """A reward model as a judge: a sequence classifier with one output reads prompt and output through its template.
 
-The model is loaded when the first output is scored. Which outputs, and what their scores mean for two models, is
-not known here.
+The model is loaded when the first output is scored.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamic_dpo.errors import ConfigError, DataError, ModelError
-from dynamic_dpo.eval.judges.base import conversation_text
+from dynamic_dpo.eval.judges.base import PointwiseJudge, conversation_text
 from dynamic_dpo.eval.records import PromptRecord, content_hash
 from dynamic_dpo.models.sources import SAFE_LOADING, ModelSource, file_fingerprint, resolve_model
 
@@ -153,6 +152,24 @@ class RewardModelScorer:
     @property
     def _revision(self) -> dict[str, str]:
         return {"revision": self.revision} if self.revision else {}
+
+
+def reward_model_judge(
+    *, reward_model: str, batch_size: int, tie_tolerance: float, device: str
+) -> PointwiseJudge:
+    """Return the judge that ``judge.kind: reward_model`` means.
+
+    Args:
+        reward_model: Hub name or folder, see `RewardModelScorer`.
+        batch_size: Outputs scored side by side.
+        tie_tolerance: See `PointwiseJudge`.
+        device: ``cuda``, ``cpu`` …; ``auto``: a GPU where there is one.
+
+    Raises:
+        ConfigError: If a number is out of range.
+    """
+    scorer = RewardModelScorer(reward_model, batch_size=batch_size, device=device)
+    return PointwiseJudge(scorer, tie_tolerance=tie_tolerance)
 
 
 def _check_is_a_reward_model(path: str, config: Any) -> None:
