@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from dynamic_dpo.eval.report.words import cleaned
+from dynamic_dpo.pages.text import cleaned
 
 
 def text(value: object) -> str:

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Sequence
 
 from dynamic_dpo.eval.report.data import EvaluationData
 from dynamic_dpo.eval.report.summary import EvaluationSummary, PairSummary
-from dynamic_dpo.eval.report.words import cleaned, findings, p_value, percent, percent_interval
+from dynamic_dpo.eval.report.words import findings, p_value, percent, percent_interval
 from dynamic_dpo.eval.statistics.resampling import Interval
 from dynamic_dpo.eval.statistics.win_rate import WinRate
+from dynamic_dpo.pages.text import cleaned
 
 CSV_COLUMNS = (  # noqa: SIM905
     "judge model baseline category prompts wins losses ties invalid win_rate win_rate_low win_rate_high decisive "

@@ -7,8 +7,8 @@ from html import escape
 
 from dynamic_dpo.eval.records import JudgementRecord, OutputRecord, PromptRecord, content_hash
 from dynamic_dpo.eval.report.data import EvaluationData
-from dynamic_dpo.eval.report.words import cleaned
 from dynamic_dpo.eval.statistics.comparisons import distinct
+from dynamic_dpo.pages.text import cleaned
 
 
 def samples_section(data: EvaluationData) -> str:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 
 from dynamic_dpo.eval.report.summary import PairSummary
 from dynamic_dpo.eval.statistics.resampling import Interval
-
-# C0 controls other than tab and line feed, DEL and C1 controls: a browser or terminal would act on them.
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def percent(value: float) -> str:
@@ -39,16 +35,6 @@ def p_value(value: float) -> str:
     ('< 0.001', '0.031')
     """
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def cleaned(text: str) -> str:
-    """Return what a model wrote so that any file can hold it: stray surrogates and control characters replaced.
-
-    >>> cleaned("a\\x00b\\ud800c\\r\\nd")
-    'a\\ufffdb?c\\nd'
-    """
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return _CONTROLS.sub("\ufffd", text).encode("utf-8", "replace").decode("utf-8")
 
 
 def verdict_sentence(pair: PairSummary, *, num_pairs: int = 1, name_judge: bool = False) -> str:
