@@ -248,6 +248,15 @@ def test_nothing_that_a_model_or_user_wrote_becomes_markup(tmp_path: Path) -> No
     assert page.open == []
 
 
+def test_stray_surrogates_and_control_characters_do_not_stop_a_report(tmp_path: Path) -> None:
+    stray = "a\ud83db\x00\x1b[31mc\x9b"
+    page = write_run_report(
+        make_run(tmp_path / "run"), samples=[Sample(stray, stray, stray)], title=stray, table={stray: stray}
+    ).read_text(encoding="utf-8")
+    # Title, heading, two of the table, three of the sample.
+    assert page.count("a?b\ufffd\ufffd[31mc\ufffd") == 7
+
+
 def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
     path = write_run_report(make_run(tmp_path / "run"), samples=[Sample("p", "b", "a")])
     page = Page(path)

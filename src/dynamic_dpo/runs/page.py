@@ -18,6 +18,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from dynamic_dpo.errors import DataError
+from dynamic_dpo.pages.text import cleaned
 from dynamic_dpo.runs.files import PLOTS_FOLDER, REPORT
 from dynamic_dpo.runs.plots import Plot, draw_plots
 from dynamic_dpo.runs.record import RunRecord, as_number, read_run
@@ -80,7 +81,7 @@ def write_run_report(
     body = "\n".join(
         part
         for part in (
-            f"<header><h1>{escape(heading)}</h1><p>{escape(_subtitle(run))}</p>"
+            f"<header><h1>{_text(heading)}</h1><p>{_text(_subtitle(run))}</p>"
             f"{_links(links or {}, target.parent)}</header>",
             _figures_section(table, run),
             _plots_section(plots),
@@ -92,15 +93,19 @@ def write_run_report(
     return write_text(target, _page(heading, body))
 
 
+def _text(written: str) -> str:
+    return escape(cleaned(written))
+
+
 def _page(heading: str, body: str) -> str:
     page = files("dynamic_dpo.runs").joinpath("report_page.html").read_text(encoding="utf-8")
-    return Template(page).substitute(title=escape(heading), body=body)
+    return Template(page).substitute(title=_text(heading), body=body)
 
 
 def _links(links: Mapping[str, str | Path], folder: Path) -> str:
     """Return paragraphs that lead to other files, relative to the page, so that a moved run still does."""
     return "".join(
-        f'<p><a href="{escape(quote(os.path.relpath(path, folder)))}">{escape(text)}</a></p>'
+        f'<p><a href="{_text(quote(os.path.relpath(path, folder)))}">{_text(text)}</a></p>'
         for text, path in links.items()
     )
 
@@ -119,7 +124,7 @@ def _figures_section(table: Mapping[str, object] | None, run: RunRecord) -> str:
     if not figures:
         return ""
     cards = "\n".join(
-        f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in figures
+        f"<div><dt>{_text(label)}</dt><dd>{_text(value)}</dd></div>" for label, value in figures
     )
     return (
         '<section aria-labelledby="figures"><h2 id="figures">Key figures</h2>\n'
@@ -160,9 +165,9 @@ def _figure(plot: Plot) -> str:
     source = f"data:image/png;base64,{base64.b64encode(plot.png).decode()}"
     opening = '<figure class="wide">' if plot.is_wide else "<figure>"
     return (
-        f"{opening}<h3>{escape(plot.title)}</h3>"
-        f'<img src="{source}" alt="Chart: {escape(plot.caption)}">'
-        f"<figcaption>{escape(plot.caption)}</figcaption></figure>"
+        f"{opening}<h3>{_text(plot.title)}</h3>"
+        f'<img src="{source}" alt="Chart: {_text(plot.caption)}">'
+        f"<figcaption>{_text(plot.caption)}</figcaption></figure>"
     )
 
 
@@ -170,7 +175,7 @@ def _samples_section(samples: Sequence[Sample]) -> str:
     if not samples:
         return ""
     articles = "\n".join(
-        f"<article><h3>{escape(sample.prompt)}</h3>\n"
+        f"<article><h3>{_text(sample.prompt)}</h3>\n"
         f"{_output('Before', sample.before, sample.score_before)}"
         f"{_output('After', sample.after, sample.score_after)}</article>"
         for sample in samples
@@ -183,7 +188,7 @@ def _samples_section(samples: Sequence[Sample]) -> str:
 
 def _output(label: str, text: str, score: float | None) -> str:
     shown = "" if score is None else f' <span class="score">{score:+.2f}</span>'
-    written = escape(text.strip()) or "<em>nothing</em>"
+    written = _text(text.strip()) or "<em>nothing</em>"
     return f'<div class="{label.lower()}"><h4>{label}{shown}</h4><p>{written}</p></div>\n'
 
 
@@ -197,7 +202,7 @@ def _details_section(run: RunRecord) -> str:
     if not details:
         return ""
     rows = "\n".join(
-        f'<tr><th scope="row">{escape(str(key))}</th><td>{escape(_shown(value))}</td></tr>'
+        f'<tr><th scope="row">{_text(str(key))}</th><td>{_text(_shown(value))}</td></tr>'
         for key, value in details.items()
     )
     return f"<details><summary>What this run was made with</summary>\n<table>\n{rows}\n</table></details>"
