@@ -7,7 +7,6 @@ import math
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from dynamic_dpo.errors import DataError
 from dynamic_dpo.runs.page import Sample, write_run_report
 from dynamic_dpo.runs.plots import draw_plots
 from dynamic_dpo.runs.record import read_run
+from helpers_pages import Page
 
 NUM_UPDATES, NUM_WARMUP = 12, 4
 PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -79,35 +79,6 @@ def reading(update: int) -> dict[str, Any]:
     }
 
 
-class Page(HTMLParser):
-    """What a browser would see: tags, attributes, text."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.open: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.words: list[str] = []
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, f"</{tag}> closes another element"
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-
 def test_a_whole_run_gives_a_page_and_a_picture_of_each_kind(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     path = write_run_report(run)
@@ -138,7 +109,7 @@ def test_the_page_shows_the_runs_key_figures(tmp_path: Path) -> None:
         "Reference pairs reused 75 %",
         "Wall time 5 min 31 s",
         "config_hash c0ffee",
-        "versions: torch 2.13.0",
+        "versions torch 2.13.0",
     ):
         assert words in text
 
@@ -279,6 +250,21 @@ def test_the_page_can_be_read_by_a_screen_reader(tmp_path: Path) -> None:
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
     named = {value for _, name, value in page.attributes if name == "aria-labelledby"}
     assert named == {value for _, name, value in page.attributes if name == "id"} != set()
+
+
+def test_the_page_has_a_dark_theme_in_which_the_pictures_are_dark_too(tmp_path: Path) -> None:
+    source = write_run_report(make_run(tmp_path / "run")).read_text(encoding="utf-8")
+    dark = source[source.index("@media (prefers-color-scheme: dark)") :]
+    assert "figure img { filter: invert" in dark
+
+
+def test_nested_settings_are_listed_one_by_one(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    summary = json.loads((run / "run_summary.json").read_text())
+    summary["method"]["settings"] = {"delta": 0.25, "gamma": 2.0}
+    (run / "run_summary.json").write_text(json.dumps(summary))
+    text = Page(write_run_report(run)).text
+    assert "settings.delta 0.25 settings.gamma 2" in text
 
 
 def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:

@@ -1,28 +1,34 @@
-"""One page about one training run: key figures, pictures, outputs before and after.
-
-The page stands alone: style and pictures are inside, nothing is fetched, no script runs, and whatever a model
-wrote is shown as text. Reading the run's files and drawing are done elsewhere.
-"""
+"""One page about one training run: key figures, pictures, outputs before and after."""
 
 from __future__ import annotations
 
-import base64
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
-from importlib.resources import files
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from string import Template
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from markupsafe import Markup
+
 from dynamic_dpo.errors import DataError
-from dynamic_dpo.pages.text import cleaned
+from dynamic_dpo.pages.shapes import (
+    Chip,
+    Output,
+    key_figures,
+    made_with,
+    page,
+    picture,
+    pictures,
+    section,
+    side_by_side,
+)
 from dynamic_dpo.runs.files import PLOTS_FOLDER, REPORT
 from dynamic_dpo.runs.plots import Plot, draw_plots
 from dynamic_dpo.runs.record import RunRecord, as_number, read_run
 from dynamic_dpo.utils.files import write_text
+
+NOTHING = Markup()
 
 
 class Sample(NamedTuple):
@@ -77,37 +83,19 @@ def write_run_report(
     folder.mkdir(exist_ok=True)
     for plot in plots:
         (folder / f"{plot.name}.png").write_bytes(plot.png)
-    heading = title or f"Run {run.folder.resolve().name}"
-    body = "\n".join(
-        part
-        for part in (
-            f"<header><h1>{_text(heading)}</h1><p>{_text(_subtitle(run))}</p>"
-            f"{_links(links or {}, target.parent)}</header>",
-            _figures_section(table, run),
-            _plots_section(plots),
-            _samples_section(samples or ()),
-            _details_section(run),
-        )
-        if part
+    html = page(
+        title or f"Run {run.folder.resolve().name}",
+        _subtitle(run),
+        # The page from top to bottom.
+        [_figures(table or {}, run), _pictures(plots), _samples(samples or ()), _details(run)],
+        links=_addresses(links or {}, target.parent),
     )
-    return write_text(target, _page(heading, body))
+    return write_text(target, html)
 
 
-def _text(written: str) -> str:
-    return escape(cleaned(written))
-
-
-def _page(heading: str, body: str) -> str:
-    page = files("dynamic_dpo.runs").joinpath("report_page.html").read_text(encoding="utf-8")
-    return Template(page).substitute(title=_text(heading), body=body)
-
-
-def _links(links: Mapping[str, str | Path], folder: Path) -> str:
-    """Return paragraphs that lead to other files, relative to the page, so that a moved run still does."""
-    return "".join(
-        f'<p><a href="{_text(quote(os.path.relpath(path, folder)))}">{_text(text)}</a></p>'
-        for text, path in links.items()
-    )
+def _addresses(links: Mapping[str, str | Path], folder: Path) -> list[tuple[str, str]]:
+    """Return texts and addresses of other files, relative to the page, so that a moved run still leads to them."""
+    return [(text, quote(os.fsencode(os.path.relpath(path, folder)))) for text, path in links.items()]
 
 
 def _subtitle(run: RunRecord) -> str:
@@ -119,17 +107,9 @@ def _subtitle(run: RunRecord) -> str:
     return ", ".join(parts)
 
 
-def _figures_section(table: Mapping[str, object] | None, run: RunRecord) -> str:
-    figures = [(label, _shown(value)) for label, value in (table or {}).items()] + _own_figures(run)
-    if not figures:
-        return ""
-    cards = "\n".join(
-        f"<div><dt>{_text(label)}</dt><dd>{_text(value)}</dd></div>" for label, value in figures
-    )
-    return (
-        '<section aria-labelledby="figures"><h2 id="figures">Key figures</h2>\n'
-        f'<dl class="cards">\n{cards}\n</dl></section>'
-    )
+def _figures(table: Mapping[str, object], run: RunRecord) -> Markup:
+    figures = [(label, _shown(value)) for label, value in table.items()] + _own_figures(run)
+    return section("figures", "Key figures", "", key_figures(figures)) if figures else NOTHING
 
 
 def _own_figures(run: RunRecord) -> list[tuple[str, str]]:
@@ -151,61 +131,54 @@ def _own_figures(run: RunRecord) -> list[tuple[str, str]]:
     return [*shown, ("Wall time", _duration(seconds))] if math.isfinite(seconds) else shown
 
 
-def _plots_section(plots: Iterable[Plot]) -> str:
-    figures = "\n".join(_figure(plot) for plot in plots)
-    if not figures:
-        return ""
-    return (
-        '<section aria-labelledby="training"><h2 id="training">How training went</h2>\n'
-        f'<div class="plots">\n{figures}\n</div></section>'
-    )
+def _pictures(plots: Sequence[Plot]) -> Markup:
+    if not plots:
+        return NOTHING
+    shown = [picture(plot.title, plot.caption, plot.png, is_wide=plot.is_wide) for plot in plots]
+    return section("training", "How training went", "", pictures(*shown))
 
 
-def _figure(plot: Plot) -> str:
-    source = f"data:image/png;base64,{base64.b64encode(plot.png).decode()}"
-    opening = '<figure class="wide">' if plot.is_wide else "<figure>"
-    return (
-        f"{opening}<h3>{_text(plot.title)}</h3>"
-        f'<img src="{source}" alt="Chart: {_text(plot.caption)}">'
-        f"<figcaption>{_text(plot.caption)}</figcaption></figure>"
-    )
-
-
-def _samples_section(samples: Sequence[Sample]) -> str:
+def _samples(samples: Sequence[Sample]) -> Markup:
     if not samples:
-        return ""
-    articles = "\n".join(
-        f"<article><h3>{_text(sample.prompt)}</h3>\n"
-        f"{_output('Before', sample.before, sample.score_before)}"
-        f"{_output('After', sample.after, sample.score_after)}</article>"
-        for sample in samples
-    )
-    return (
-        '<section aria-labelledby="samples"><h2 id="samples">Outputs before and after</h2>\n'
-        f'<div class="samples">\n{articles}\n</div></section>'
-    )
+        return NOTHING
+    shown = [
+        side_by_side(
+            f"prompt {number}",
+            [("user", sample.prompt)],
+            [
+                Output("Before", sample.before, _score(sample.score_before)),
+                Output("After", sample.after, _score(sample.score_after), is_marked=True),
+            ],
+        )
+        for number, sample in enumerate(samples, start=1)
+    ]
+    return section("samples", "Outputs before and after", "", *shown)
 
 
-def _output(label: str, text: str, score: float | None) -> str:
-    shown = "" if score is None else f' <span class="score">{score:+.2f}</span>'
-    written = _text(text.strip()) or "<em>nothing</em>"
-    return f'<div class="{label.lower()}"><h4>{label}{shown}</h4><p>{written}</p></div>\n'
+def _score(score: float | None) -> list[Chip]:
+    return [] if score is None else [Chip(f"{score:+.2f}")]
 
 
-def _details_section(run: RunRecord) -> str:
-    """List what the run was made with, folded away: it matters to a few readers, and then in full."""
-    single: tuple[str, ...] = ("config_hash", "layout", "num_ranks")
-    details = {key: run.summary[key] for key in single if key in run.summary}
-    for group in ("method", "versions"):
-        if isinstance(run.summary.get(group), Mapping):
-            details |= {f"{group}: {key}": value for key, value in run.summary[group].items()}
-    if not details:
-        return ""
-    rows = "\n".join(
-        f'<tr><th scope="row">{_text(str(key))}</th><td>{_text(_shown(value))}</td></tr>'
-        for key, value in details.items()
-    )
-    return f"<details><summary>What this run was made with</summary>\n<table>\n{rows}\n</table></details>"
+def _details(run: RunRecord) -> Markup:
+    known = run.summary
+    groups: dict[str, Any] = {
+        "run": {key: known[key] for key in ("config_hash", "layout", "num_ranks") if key in known},
+        "method": known.get("method"),
+        "versions": known.get("versions"),
+    }
+    shown = {
+        name: dict(_flat(group)) for name, group in groups.items() if isinstance(group, Mapping) and group
+    }
+    return made_with(shown) if shown else NOTHING
+
+
+def _flat(group: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every value of nested settings under its key with dots."""
+    for key, value in group.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _shown(value)
 
 
 def _shown(value: object) -> str:

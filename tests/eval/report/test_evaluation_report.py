@@ -8,8 +8,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
-from html.parser import HTMLParser
-from itertools import permutations
+from itertools import pairwise, permutations
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from dynamic_dpo.eval.report.summary import summarise
 from dynamic_dpo.eval.report.write import EvaluationData, ReportPaths, write_evaluation_report
 from dynamic_dpo.eval.scoring.metrics import FrontierPoint, summarise_margins
 from helpers_judgements import judged
+from helpers_pages import Page
 
 CHROMIUM = shutil.which("chromium")
 EVIL = '<script>alert("x")</script><img src=http://example.invalid/x>'
@@ -87,35 +87,6 @@ def page(paths: ReportPaths) -> str:
     return paths.html.read_text(encoding="utf-8")
 
 
-class Elements(HTMLParser):
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.headings: list[str] = []
-        self.ids: list[str] = []
-        self.open: list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-        self.ids += [value or "" for name, value in attrs if name == "id"]
-        if tag not in ("meta", "line", "circle", "rect", "polyline"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "h2":
-            self.headings.append(data)
-
-
 SECTIONS = [
     "Read this first",
     "Win rates",
@@ -133,7 +104,7 @@ SECTIONS = [
 
 def test_a_full_report_has_every_section(tmp_path: Path) -> None:
     paths = write_evaluation_report(tmp_path, FULL)
-    elements = Elements(page(paths))
+    elements = Page(page(paths))
     assert elements.headings == SECTIONS
     assert elements.open == []
     assert len(set(elements.ids)) == len(elements.ids)
@@ -142,7 +113,7 @@ def test_a_full_report_has_every_section(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_left_out(tmp_path: Path) -> None:
     two_models = evaluation(models=("new", "old"), judges=("gpt",))
-    assert Elements(page(write_evaluation_report(tmp_path / "two", two_models))).headings == [
+    assert Page(page(write_evaluation_report(tmp_path / "two", two_models))).headings == [
         "Win rates",
         "By category",
         "Lengths and faults of the outputs",
@@ -151,11 +122,11 @@ def test_what_is_missing_is_left_out(tmp_path: Path) -> None:
     ]
     only_verdicts = replace(two_models, prompts=[], outputs=[], provenance={}, created="")
     paths = write_evaluation_report(tmp_path / "verdicts", only_verdicts)
-    assert Elements(page(paths)).headings == ["Win rates", "Does the order matter?"]
+    assert Page(page(paths)).headings == ["Win rates", "Does the order matter?"]
     assert "equal length" not in page(paths).lower()
     nothing = EvaluationData([], [], [])
     paths = write_evaluation_report(tmp_path / "nothing", nothing)
-    assert Elements(page(paths)).headings == []
+    assert Page(page(paths)).headings == []
     assert paths.markdown.read_text() == "# Evaluation\n"
 
 
@@ -226,11 +197,18 @@ def test_whatever_anybody_wrote_is_shown_as_text(tmp_path: Path) -> None:
             num_resamples=100,
         ),
     )
-    elements = Elements(page(paths))
+    elements = Page(page(paths))
     assert not {"script", "img", "link", "iframe", "object"} & set(elements.tags)
-    assert not {"src", "href", "style", "onclick"} & {name for name, _ in elements.attributes}
+    assert not {"src", "href", "style", "onclick"} & {name for _, name, _ in elements.attributes}
     assert page(paths).count("&lt;script&gt;") > 20
     assert "<script" not in paths.markdown.read_text()
+
+
+def test_the_headings_lead_a_screen_reader_step_by_step(tmp_path: Path) -> None:
+    elements = Page(page(write_evaluation_report(tmp_path, FULL)))
+    levels = [int(tag[1]) for tag in elements.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
 def test_the_page_asks_nobody_for_anything(tmp_path: Path) -> None:

@@ -1,20 +1,56 @@
 """The pictures of an evaluation page as inline SVG: intervals, shares, box plots and the frontier.
 
-Positions are percentages, so that a picture fills whatever width it has and its text keeps its size; colours come
-from the page's style sheet and follow its light or dark theme. What is drawn is not known here.
+Computed here, drawn by ``figures.html`` of the page kit. Positions are percentages, so that a picture fills whatever
+width it has and its text keeps its size; colours come from the page's style sheet and follow its light or dark theme.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
+from functools import partial
+from typing import NamedTuple
+
+from markupsafe import Markup
 
 from dynamic_dpo.eval.scoring.metrics import FrontierPoint
 from dynamic_dpo.eval.statistics.resampling import Interval
+from dynamic_dpo.pages.environment import macro
 
 ROW_HEIGHT = 30
 PLOT_WIDTH, PLOT_HEIGHT, MARGIN = 640, 300, 46
+
+_drawing = partial(macro, "figures.html")
+
+
+class _IntervalMark(NamedTuple):
+    kind: str
+    y: int
+    low: str
+    point: str
+    high: str
+
+
+class _SharePart(NamedTuple):
+    kind: str
+    left: str
+    width: str
+
+
+class _Box(NamedTuple):
+    low: str
+    lower: str
+    width: str
+    median: str
+    high: str
+    mean: str
+
+
+class _PlotMark(NamedTuple):
+    x: float
+    y: float
+    text: str
+    kind: str = ""
 
 
 def interval_bar(
@@ -25,7 +61,7 @@ def interval_bar(
     reference: float | None = 0.5,
     second: tuple[float, Interval] | None = None,
     label: str,
-) -> str:
+) -> Markup:
     """Draw a point with its interval on a scale.
 
     Args:
@@ -38,26 +74,21 @@ def interval_bar(
     """
 
     def at(x: float) -> str:
-        share = (x - scale[0]) / (scale[1] - scale[0])
-        # 1 % is left at both edges, so that a point at the end of the scale is whole.
-        return f"{1 + 98 * min(max(share, 0.0), 1.0):.2f}%"
+        return _percent((x - scale[0]) / (scale[1] - scale[0]))
 
-    height = ROW_HEIGHT if second is None else ROW_HEIGHT + 12
-    parts = [f'<line class="axis" x1="1%" x2="99%" y1="{height - 1}" y2="{height - 1}"/>']
-    if reference is not None:
-        parts.append(f'<line class="ref" x1="{at(reference)}" x2="{at(reference)}" y1="0" y2="{height}"/>')
-    rows = [(value, interval, "main", 14)]
+    drawn = [("main", 14, value, interval)]
     if second is not None:
-        rows.append((*second, "second", 30))
-    for point, (low, high), kind, y in rows:
-        if math.isnan(point):
-            continue
-        parts.append(f'<line class="ci {kind}" x1="{at(low)}" x2="{at(high)}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<circle class="dot {kind}" cx="{at(point)}" cy="{y}" r="5"/>')
-    return _svg("bar", height, parts, label)
+        drawn.append(("second", 30, *second))
+    marks = [
+        _IntervalMark(kind, y, at(ends.low), at(point), at(ends.high))
+        for kind, y, point, ends in drawn
+        if not math.isnan(point)
+    ]
+    height = ROW_HEIGHT if second is None else ROW_HEIGHT + 12
+    return _drawing("interval_bar")(height, None if reference is None else at(reference), marks, label)
 
 
-def share_bar(shares: Sequence[tuple[str, float]], *, label: str) -> str:
+def share_bar(shares: Sequence[tuple[str, float]], *, label: str) -> Markup:
     """Draw parts of a whole side by side.
 
     Args:
@@ -66,33 +97,29 @@ def share_bar(shares: Sequence[tuple[str, float]], *, label: str) -> str:
     """
     parts, left = [], 0.0
     for kind, share in shares:
-        parts.append(
-            f'<rect class="{kind}" x="{100 * left:.2f}%" y="6" width="{100 * share:.2f}%" height="18"/>'
-        )
+        parts.append(_SharePart(kind, f"{100 * left:.2f}%", f"{100 * share:.2f}%"))
         left += share
-    return _svg("bar", ROW_HEIGHT, parts, label)
+    return _drawing("share_bar")(ROW_HEIGHT, parts, label)
 
 
 def box_plot(
     numbers: tuple[float, float, float, float, float], mean: float, *, largest: float, label: str
-) -> str:
+) -> Markup:
     """Draw the smallest number, the quartiles, the largest and the mean, on a scale from 0 to ``largest``."""
-
-    def at(x: float) -> str:
-        return f"{1 + 98 * x / max(largest, 1.0):.2f}%"
-
-    low, lower, middle, upper, high = numbers
-    width = 98 * (upper - lower) / max(largest, 1.0)
-    parts = [
-        f'<line class="whisker" x1="{at(low)}" x2="{at(high)}" y1="15" y2="15"/>',
-        f'<rect class="box" x="{at(lower)}" y="6" width="{width:.2f}%" height="18"/>',
-        f'<line class="median" x1="{at(middle)}" x2="{at(middle)}" y1="5" y2="25"/>',
-        f'<circle class="dot second" cx="{at(mean)}" cy="15" r="4"/>',
-    ]
-    return _svg("bar", ROW_HEIGHT, parts, label)
+    scale = max(largest, 1.0)
+    low, lower, median, upper, high = (number / scale for number in numbers)
+    box = _Box(
+        low=_percent(low),
+        lower=_percent(lower),
+        width=f"{98 * (upper - lower):.2f}%",
+        median=_percent(median),
+        high=_percent(high),
+        mean=_percent(mean / scale),
+    )
+    return _drawing("box_plot")(ROW_HEIGHT, box, label)
 
 
-def frontier_plot(points: Sequence[FrontierPoint]) -> str:
+def frontier_plot(points: Sequence[FrontierPoint]) -> Markup:
     """Draw checkpoints on the plane of KL and reward, the efficient ones filled and joined.
 
     Args:
@@ -106,32 +133,25 @@ def frontier_plot(points: Sequence[FrontierPoint]) -> str:
         y = PLOT_HEIGHT - MARGIN - (reward - ys[0]) / (ys[-1] - ys[0]) * (PLOT_HEIGHT - 2 * MARGIN)
         return round(x, 1), round(y, 1)
 
-    parts = []
-    for tick in xs:
-        x, y = at(tick, ys[0])
-        parts.append(f'<text x="{x}" y="{y + 18}" text-anchor="middle">{tick:.4g}</text>')
-    for tick in ys:
-        x, y = at(xs[0], tick)
-        parts.append(f'<line class="axis" x1="{x}" x2="{PLOT_WIDTH - MARGIN}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text x="{x - 8}" y="{y + 4}" text-anchor="end">{tick:.4g}</text>')
-    line = " ".join("{},{}".format(*at(p.kl, p.reward)) for p in points if p.is_efficient)
-    parts.append(f'<polyline class="frontier" points="{line}"/>')
-    for point in points:
-        x, y = at(point.kl, point.reward)
-        kind = "main" if point.is_efficient else "second"
-        # A name at the right edge is written to the left of its point, so that it is not cut.
-        side = f'x="{x - 9}" text-anchor="end"' if x > PLOT_WIDTH * 0.75 else f'x="{x + 9}"'
-        parts.append(f'<circle class="dot {kind}" cx="{x}" cy="{y}" r="5"/>')
-        parts.append(f'<text {side} y="{y - 8}">{escape(point.name)}</text>')
-    middle = PLOT_WIDTH / 2
-    parts.append(
-        f'<text x="{middle}" y="{PLOT_HEIGHT - 6}" text-anchor="middle">KL to the reference (nats)</text>'
+    return _drawing("frontier_plot")(
+        PLOT_WIDTH,
+        PLOT_HEIGHT,
+        MARGIN,
+        [_PlotMark(*at(tick, ys[0]), f"{tick:.4g}") for tick in xs],
+        [_PlotMark(*at(xs[0], tick), f"{tick:.4g}") for tick in ys],
+        " ".join("{},{}".format(*at(point.kl, point.reward)) for point in points if point.is_efficient),
+        [
+            _PlotMark(
+                *at(point.kl, point.reward), point.name, kind="main" if point.is_efficient else "second"
+            )
+            for point in points
+        ],
     )
-    parts.append(f'<text x="{MARGIN}" y="{MARGIN / 2}" text-anchor="middle">reward</text>')
-    return (
-        f'<svg class="plot" viewBox="0 0 {PLOT_WIDTH} {PLOT_HEIGHT}" role="img" '
-        f'aria-label="Reward over KL of {len(points)} checkpoints">{"".join(parts)}</svg>'
-    )
+
+
+def _percent(share: float) -> str:
+    """Return where a share of the width lies; 1 % is left at both edges, so that a point there is whole."""
+    return f"{1 + 98 * min(max(share, 0.0), 1.0):.2f}%"
 
 
 def _ticks(values: Sequence[float]) -> list[float]:
@@ -146,7 +166,3 @@ def _ticks(values: Sequence[float]) -> list[float]:
     step *= next(factor for factor in (1, 2, 5, 10) if spread / (step * factor) <= 5)
     first, last = math.floor(low / step), math.ceil(high / step)
     return [round(number * step, 10) for number in range(first, max(last, first + 1) + 1)]
-
-
-def _svg(kind: str, height: int, parts: Sequence[str], label: str) -> str:
-    return f'<svg class="{kind}" height="{height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from dynamic_dpo.eval.report.data import EvaluationData
 from dynamic_dpo.eval.report.summary import EvaluationSummary, PairSummary
-from dynamic_dpo.eval.report.words import findings, p_value, percent, percent_interval
+from dynamic_dpo.eval.report.words import finding_sentences, p_value, percent, percent_interval
 from dynamic_dpo.eval.statistics.resampling import Interval
 from dynamic_dpo.eval.statistics.win_rate import WinRate
 from dynamic_dpo.pages.text import cleaned
@@ -28,7 +28,7 @@ def markdown(data: EvaluationData, summary: EvaluationSummary) -> str:
     parts += [f"> **Read this first.** {_plain(alarm)}\n" for alarm in summary.alarms]
     if summary.pairs:
         parts.append("## Win rates\n")
-        parts += [f"- {_plain(sentence)}" for sentence in findings(summary.pairs)]
+        parts += [f"- {_plain(sentence)}" for sentence in finding_sentences(summary.pairs)]
         parts.append("\n" + _win_rates(summary.pairs, data.confidence))
     categories = [(pair, pair.by_category) for pair in summary.pairs if pair.by_category]
     if categories:

@@ -69,7 +69,7 @@ def verdict_sentence(pair: PairSummary, *, num_pairs: int = 1, name_judge: bool 
     return found + "."
 
 
-def findings(pairs: Sequence[PairSummary]) -> list[str]:
+def finding_sentences(pairs: Sequence[PairSummary]) -> list[str]:
     """Return the sentence of every comparison."""
     by_judge = Counter(pair.overall.judge for pair in pairs)
     return [
