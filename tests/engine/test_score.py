@@ -7,6 +7,7 @@ import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from transformers import (
 from dynamic_dpo.engine.capability import detect_capability, inference, largest_excess, reason_against_sharing
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.rows import PairBatch, plain_rows, shared_rows
-from dynamic_dpo.engine.score import attention_mask, completion_lengths, install_pair_scoring
+from dynamic_dpo.engine.score import attention_mask, completion_lengths, scoring_enabled
 from dynamic_dpo.engine.scorer import PairScorer
 from dynamic_dpo.errors import ConfigError, ModelError
 from dynamic_dpo.loss import compute_log_prob
@@ -350,14 +351,79 @@ def test_the_model_scores_rows_and_still_answers_as_before() -> None:
     model = tiny_llama()
     ids = torch.tensor([[5, 6, 7]])
     before = model(input_ids=ids).logits
-    install_pair_scoring(model, lambda _, rows: torch.zeros(rows.num_pairs, 2))
-    install_pair_scoring(model, lambda _, rows: torch.ones(rows.num_pairs, 2))
+    with scoring_enabled(model, lambda _, rows: {"logps": torch.zeros(rows.num_pairs, 2)}):
+        assert torch.equal(model(input_ids=ids).logits, before)
+        assert torch.equal(model(rows=shared_rows(some_pairs(2)))["logps"], torch.zeros(2, 2))
+        # The trainer above reads the signature to learn what the model takes.
+        assert list(inspect.signature(model.forward).parameters) == list(
+            inspect.signature(tiny_llama().forward).parameters
+        )
+
+
+def answer(number: float) -> Callable[..., dict[str, torch.Tensor]]:
+    return lambda model, rows: {"logps": torch.tensor(number)}
+
+
+def test_after_scoring_a_models_forward_is_what_it_was_after_an_exception_too() -> None:
+    model, patched = tiny_llama(), tiny_llama()
+    patched.forward = own = MethodType(lambda self, **kwargs: "patched by somebody else", patched)
+
+    def fail_inside(one: Any) -> None:
+        with scoring_enabled(one, answer(1)):
+            assert float(one(rows=None)["logps"]) == 1
+            raise RuntimeError("inside")
+
+    for one in (model, patched):
+        with pytest.raises(RuntimeError, match="inside"):
+            fail_inside(one)
+    assert "forward" not in vars(model)
+    assert vars(patched)["forward"] is own
+    with scoring_enabled(patched, answer(1)):
+        assert patched(input_ids=None) == "patched by somebody else"
+
+
+def test_scorings_nest_and_each_gives_way_to_the_one_before() -> None:
+    model = tiny_llama()
+    with scoring_enabled(model, answer(1)):
+        with scoring_enabled(model, answer(2)):
+            assert float(model(rows=None)["logps"]) == 2
+        assert float(model(rows=None)["logps"]) == 1
+    assert "forward" not in vars(model)
+
+
+def test_what_was_wrapped_around_the_forward_meanwhile_stays_and_calls_the_models_own() -> None:
+    model, ids = tiny_llama(), torch.tensor([[5, 6, 7]])
+    before = model(input_ids=ids).logits
+    calls = []
+    with scoring_enabled(model, answer(1)):
+        inner = model.forward
+
+        def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+            calls.append(list(kwargs))
+            return inner(*args, **kwargs)
+
+        model.forward = MethodType(counted, model)
+        assert float(model(rows=None)["logps"]) == 1
     assert torch.equal(model(input_ids=ids).logits, before)
-    assert torch.equal(model(pair_rows=shared_rows(some_pairs(2))), torch.ones(2, 2))
-    # The trainer above reads the signature to learn what the model takes.
-    assert list(inspect.signature(model.forward).parameters) == list(
-        inspect.signature(tiny_llama().forward).parameters
-    )
+    assert calls == [["rows"], ["input_ids"]]
+    with scoring_enabled(model, answer(2)):
+        assert float(model(rows=None)["logps"]) == 2
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_a_scorer_leaves_the_models_forward_alone_between_calls(lora: bool) -> None:
+    model = with_lora(tiny_llama()) if lora else tiny_llama()
+    wrapped = nn.Module()
+    wrapped.module = model
+    wrapped.forward = model.__call__  # type: ignore[method-assign]
+    scorer = PairScorer(model)
+    once = scored(scorer, wrapped, some_pairs(2))
+    assert "forward" not in vars(model)
+    with scorer.answering(wrapped):
+        installed = vars(model)["forward"]
+        assert torch.equal(scored(scorer, model, some_pairs(2)), once)
+        assert vars(model)["forward"] is installed
+    assert "forward" not in vars(model)
 
 
 def test_a_copy_of_a_scoring_model_answers_with_its_own_weights() -> None:

@@ -1,13 +1,14 @@
 """Model and rows in, completion log-probabilities out: the one scoring function of training and evaluation.
 
 Scoring enters the model through its own ``forward``, so that wrappers around it (autocast, data parallelism,
-sharding) see every pass. What the log-probabilities are for is not known here.
+sharding) see every pass.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -125,31 +126,43 @@ def completion_lengths(rows: Rows) -> Tensor:
     return torch.bincount(rows.owners, minlength=2 * rows.num_pairs).view(rows.num_pairs, 2)
 
 
-# What ``model(pair_rows=rows)`` answers with: tensors by name, so that wrappers of the model can walk over them.
-PairScores = dict[str, Tensor]
+# What ``model(rows=rows)`` answers with: tensors by name, so that wrappers of the model can walk over them.
+RowScores = dict[str, Tensor]
 
 
-def install_pair_scoring(model: nn.Module, score: Callable[..., PairScores]) -> None:
-    """Let ``model(pair_rows=rows, ...)`` return ``score(model, rows, ...)``; every other call goes on as before.
+@contextmanager
+def scoring_enabled(model: nn.Module, score: Callable[..., RowScores]) -> Iterator[None]:
+    """Let ``model(rows=rows, ...)`` return ``score(model, rows, ...)``; every other call goes on as before.
 
-    Installing again replaces the earlier scoring. A deep copy of the model scores and answers with its own weights.
+    On leaving, by an exception too, the model's ``forward`` is what it was. What was wrapped around it in between
+    (autocast by accelerate, say) stays, and what it calls is then the model's own ``forward`` again. Contexts nest:
+    the innermost scores. A deep copy of the model made inside scores with its own weights.
+
+    Args:
+        model: The module whose ``forward`` wrappers call: without parallel wrappers, adapters included.
+        score: Takes the model, the rows, and what else the call was given.
     """
-    original = getattr(model.forward, "_without_pair_scoring", None)
-    if original is None:
-        bound = model.forward
-        original = getattr(bound, "__func__", None) or (lambda _, *args, **kwargs: bound(*args, **kwargs))
+    before = vars(model).get("forward")  # None where the class's own is in use.
+    bound = model.forward
+    original = getattr(bound, "__func__", None) or (lambda _, *args, **kwargs: bound(*args, **kwargs))
+    is_open = True
 
+    # With the original's signature, for a trainer reads from it what the model takes.
     @functools.wraps(original)
-    def forward(self: nn.Module, *args: Any, pair_rows: Rows | None = None, **kwargs: Any) -> Any:
-        if pair_rows is not None:
-            return score(self, pair_rows, *args, **kwargs)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if is_open and "rows" in kwargs:
+            return score(self, kwargs.pop("rows"), *args, **kwargs)
         return original(self, *args, **kwargs)
 
-    forward._without_pair_scoring = original  # type: ignore[attr-defined]
     # A bound method, since copying binds it to the copy; a closure over the model would go on using this one.
-    model.forward = MethodType(forward, model)
-
-
-def forget_scoring(model: Any) -> None:
-    """Take the scoring off a model that is to go: bound to the model, it would keep it."""
-    vars(model).pop("forward", None)
+    installed = MethodType(forward, model)
+    model.forward = installed
+    try:
+        yield
+    finally:
+        is_open = False
+        if vars(model).get("forward") is installed:
+            if before is None:
+                del model.forward
+            else:
+                model.forward = before

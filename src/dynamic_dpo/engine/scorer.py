@@ -7,8 +7,8 @@ business, the reference's log-probabilities are `reference`'s.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -23,19 +23,19 @@ from dynamic_dpo.engine.plan import plan_microbatches
 from dynamic_dpo.engine.rows import PairBatch, Rows, packed_rows, plain_rows, shared_rows
 from dynamic_dpo.engine.score import (
     PairLogps,
-    PairScores,
+    RowScores,
     completion_lengths,
-    install_pair_scoring,
     predicting_logits,
     predicting_states,
     score_tokens,
     score_tokens_through_logits,
+    scoring_enabled,
     sum_by_sequence,
 )
 from dynamic_dpo.engine.token_budget import default_token_budget
 from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.methods.base import Needs
-from dynamic_dpo.models.causal_lm import causal_lm
+from dynamic_dpo.models.causal_lm import causal_lm, inside_wrappers
 
 logger = logging.getLogger("dynamic_dpo")
 
@@ -45,7 +45,8 @@ _PAIRS_AT_ONCE = 256
 class PairScorer:
     """Scores preference pairs with a model.
 
-    Building it tries out what the model can do and lets ``model(pair_rows=...)`` score rows.
+    Building it tries out what the model can do, which leaves packed attention and lean layers in it where they give
+    the same answers. Its ``forward`` is another one only while something is scored, or within `answering`.
 
     Args:
         model: A causal language model, with or without adapters, not yet wrapped for data parallelism.
@@ -92,7 +93,7 @@ class PairScorer:
                 type(lm).__name__,
                 self.reason,
             )
-        install_pair_scoring(model, self._score_rows)
+        self._answering: list[nn.Module] = []
 
     def _score_rows(
         self,
@@ -102,8 +103,8 @@ class PairScorer:
         readout: Readout | None = None,
         tokens: bool = False,
         states: bool = False,
-    ) -> PairScores:
-        """Answer ``model(pair_rows=rows)``: sums, and on request statistics, single tokens, or bare states."""
+    ) -> RowScores:
+        """Answer ``model(rows=rows)``: sums, and on request statistics, single tokens, or bare states."""
         lm = causal_lm(model)
         if states:
             return {
@@ -119,6 +120,33 @@ class PairScorer:
         if tokens:
             answer["tokens"] = scores.logps
         return answer
+
+    @contextmanager
+    def answering(self, model: nn.Module) -> Iterator[None]:
+        """Let ``model(rows=...)`` score rows for as long as the context lasts, instead of for each call anew.
+
+        Wrappers that take hold of ``forward`` itself (autocast, compilation) are to be made within it, so that they
+        see every pass.
+
+        Args:
+            model: The model the scorer was built on, wrapped or not.
+        """
+        inner = inside_wrappers(model)
+        if any(inner is one for one in self._answering):
+            yield
+            return
+        self._answering.append(inner)
+        try:
+            with scoring_enabled(inner, self._score_rows):
+                yield
+        finally:
+            self._answering.remove(inner)
+
+    def _call(self, model: nn.Module, rows: Rows, **options: Any) -> RowScores:
+        """Score rows through the model as it is wrapped."""
+        with self.answering(model):
+            scores: RowScores = model(rows=rows, **options)
+        return scores
 
     @property
     def layout(self) -> str:
@@ -167,7 +195,7 @@ class PairScorer:
         if needs and needs.token_logps:
             options["tokens"] = True
         with self._activation_storage(rows.input_ids.device):
-            scores = model(pair_rows=rows, **options)
+            scores = self._call(model, rows, **options)
         logps, lengths = scores["logps"], completion_lengths(rows)
         statistics = dict(zip(names, scores["statistics"], strict=True)) if names else {}
         return PairLogps(
@@ -198,7 +226,7 @@ class PairScorer:
             Its states at the predicting positions, and the way to logits.
         """
         with torch.no_grad(), enter():
-            states = model(pair_rows=rows, states=True)["states"]
+            states = self._call(model, rows, states=True)["states"]
         if not self.separate_head:
             return LiveReference(states, lambda logits: logits)
         head = causal_lm(model).get_output_embeddings()

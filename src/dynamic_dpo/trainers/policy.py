@@ -107,9 +107,13 @@ class PolicyAndReference:
         self.model = policy
 
     def build_scorer(self, engine: EngineConfig) -> None:
-        """Find out which layout the policy can take and teach it to score rows."""
+        """Find out which layout the policy can take."""
         self.engine = engine
         self.scorer = PairScorer(self.model, engine, recomputes=self.recomputes)
+
+    def answering(self) -> AbstractContextManager[None]:
+        """Return the context of a training: in it the policy itself scores rows, so that wrappers see every pass."""
+        return self.scorer.answering(self.model)
 
     def forward(self, model: Any, pairs: PairBatch, needs: Needs) -> PairForward:
         """Score pairs with the policy (wrapped as ``model``) and put the reference's values beside them."""

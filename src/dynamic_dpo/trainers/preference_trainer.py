@@ -194,6 +194,15 @@ class PreferenceTrainer(ResumableTrainer):
 
     # ---- before the first step ----
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train as `ResumableTrainer.train` does; until it ends the policy's ``forward`` also scores rows.
+
+        Before the accelerator wraps the policy: its autocast and its parallelism take hold of ``forward``, and every
+        pass has to go through them.
+        """
+        with self.policy.answering():
+            return super().train(resume_from_checkpoint, **kwargs)
+
     def prepare_run(self, checkpoint: str | None) -> None:
         """Compare the run with its checkpoint, score the reference where it is not known yet, and check the engine.
 

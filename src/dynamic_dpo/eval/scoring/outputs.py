@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from dynamic_dpo.engine.rows import PairBatch
-from dynamic_dpo.engine.score import forget_scoring
 from dynamic_dpo.engine.scorer import pair_logps
 from dynamic_dpo.errors import DataError
 from dynamic_dpo.eval.model_spec import ModelSpec
@@ -111,12 +110,10 @@ def output_logps(
     )
     pairs = _as_pairs(prompts, read_json_lines(outputs_file), fingerprint, spec, tokenizer)
     policy = pair_logps(model, pairs, progress=progress)[:, 0]
-    forget_scoring(model)
     del model
     free_unused_models()
     reference, _ = open_model(reference_files, device=device, dtype="float32")
     start = pair_logps(reference, pairs, progress=progress)[:, 0]
-    forget_scoring(reference)
     return policy.tolist(), start.tolist()
 
 

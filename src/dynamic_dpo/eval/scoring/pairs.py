@@ -21,7 +21,6 @@ from dynamic_dpo.data.sources import load_rows
 from dynamic_dpo.data.tokenize import tokenize_pairs
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.rows import PairBatch
-from dynamic_dpo.engine.score import forget_scoring
 from dynamic_dpo.engine.scorer import pair_logps
 from dynamic_dpo.errors import ConfigError, ModelError
 from dynamic_dpo.eval.records import content_hash
@@ -223,7 +222,6 @@ def _logps_of(
     model, _ = open_model(find_model(name), device=device, dtype=precision)
     with model.disable_adapter() if base_only else nullcontext():
         values = pair_logps(model, pairs, engine, progress=progress)
-    forget_scoring(model)
     del model
     free_unused_models()
     return values
