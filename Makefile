@@ -45,6 +45,8 @@ walls: $(READY)
 docs: $(READY)
 	# The reference of settings is generated from the schema; a difference means it was not written again.
 	$(BIN)/python -m dynamic_dpo.config.key_reference | diff - docs/configuration.md
+	# So are the pictures of the rooms, from the code's imports.
+	$(BIN)/python scripts/draw_rooms.py --check
 
 # Benchmarks need the machine for themselves. BENCH passes options on: make bench BENCH="--rounds 1 --data rows.jsonl"
 bench: $(READY)
