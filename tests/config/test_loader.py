@@ -8,6 +8,7 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from dynamic_dpo.config import apply_overrides, dump_yaml, load_yaml
 from dynamic_dpo.errors import ConfigError
@@ -65,6 +66,10 @@ def same(left, right):
         ("1_000", 1000),
         ("0x10", 16),
         ("0", 0),
+        ("0o17", 15),
+        ("010", "010"),
+        ("089", "089"),
+        ("-_1", "-_1"),
         ("12:30", "12:30"),
         ("2024-01-31", "2024-01-31"),
         ("1e", "1e"),
@@ -72,7 +77,9 @@ def same(left, right):
         ("1.2.3", "1.2.3"),
         ("train[:30%]", "train[:30%]"),
         ("'5e-7'", "5e-7"),
-        ("yes", True),
+        ("true", True),
+        ("off", "off"),
+        ("Yes", "Yes"),
         ("null", None),
     ],
 )
@@ -115,8 +122,14 @@ def test_a_merge_key_can_be_overridden_without_being_a_duplicate(tmp_path):
         ("a: 0x_\n", "broken YAML: invalid literal"),
         ("a: \x01\n", "broken YAML: special characters are not allowed"),
         ("a: 1\n2: b\n", "line 2: key 2 is not text; write it in quotes"),
-        ("on: 1\n", "line 1: key True is not text; write it in quotes"),
-        ("a: " + "[" * 1500 + "\n", "broken YAML"),
+        ("true: 1\n", "line 1: key True is not text; write it in quotes"),
+        ("a:\n  " + "[" * 1500 + "\n", "line 2: broken YAML: values nested deeper than 100 levels"),
+        (
+            "%YAML 1.1\n---\na: 12:30\n",
+            "line 1: the file says it is YAML 1.1, and is read as YAML 1.2; remove",
+        ),
+        ("%YAML 1.3\n---\na: 1\n", "line 1: the file says it is YAML 1.3"),
+        ("a: &a {x: 1}\nb:\n  <<: *a\n  <<: *a\n", 'line 4: broken YAML: found duplicate merge key "<<"'),
     ],
 )
 def test_a_file_that_cannot_be_used_says_where_and_why(tmp_path, text, message):
@@ -124,6 +137,11 @@ def test_a_file_that_cannot_be_used_says_where_and_why(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message) as caught:
         load_yaml(path)
     assert str(caught.value).startswith(str(path))
+
+
+def test_a_file_that_states_its_version_1_2_and_an_anchor_given_anew_are_read(tmp_path):
+    path = write(tmp_path, "%YAML 1.2\n---\na: &x 1\nb: &x 2\nc: *x\n")
+    assert load_yaml(path) == {"a": 1, "b": 2, "c": 2}
 
 
 def test_a_missing_file_a_folder_and_a_binary_file_are_config_errors(tmp_path):
@@ -147,6 +165,21 @@ def test_what_is_written_is_read_back_in_value_and_type(tmp_path_factory, config
     path = tmp_path_factory.mktemp("roundtrip") / "config.yaml"
     path.write_text(dump_yaml(config), encoding="utf-8")
     assert same(load_yaml(path), config)
+
+
+@settings(max_examples=50, deadline=None)
+@given(text=st.text(st.sampled_from(" \xa0\n\t:#'\"-a\u2028😀"), min_size=100, max_size=300))
+def test_a_long_text_is_read_back_to_the_last_blank(tmp_path_factory, text):
+    path = tmp_path_factory.mktemp("roundtrip") / "config.yaml"
+    path.write_text(dump_yaml({"key": text, text: 1}), encoding="utf-8")
+    assert load_yaml(path) == {"key": text, text: 1}
+
+
+def test_what_is_written_means_the_same_to_readers_of_yaml_1_1():
+    values = {"a": 5e-7, "b": "no", "c": "Off", "d": True, "e": None, "f": 1e22, "g": [1, "yes"], "h": "5e-7"}
+    reader = YAML(typ="safe", pure=True)
+    reader.version = (1, 1)
+    assert same(reader.load(dump_yaml(values)), values)
 
 
 def test_an_override_replaces_adds_and_parses_like_the_file():
@@ -208,7 +241,7 @@ def loaded_modules(statement):
 
 
 def test_importing_the_package_loads_no_heavy_library():
-    heavy = {"torch", "transformers", "pydantic", "yaml", "datasets", "numpy"}
+    heavy = {"torch", "transformers", "pydantic", "ruamel", "datasets", "numpy"}
     assert not heavy & loaded_modules("import dynamic_dpo.config")
 
 

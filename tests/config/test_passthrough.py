@@ -72,6 +72,11 @@ def test_extras_are_merged_back_into_the_section_and_load_again():
         ("tf32", 1, "must be true or false or null, got 1"),
         ("save_strategy", "never", "must be one of no, steps, epoch, best, got 'never' (str)"),
         ("lr_scheduler_type", 3, "must be one of linear, cosine, "),
+        (
+            "lr_scheduler_kwargs",
+            {"a": [{"b": "No"}]},
+            "must say true or false instead of No, which YAML 1.2 reads",
+        ),
         ("lr_scheduler_kwargs", {"a": math.inf}, "must hold only what YAML can: mappings, "),
         ("hub_token", "hf_x", "must not stand in a file"),
     ],
@@ -121,7 +126,7 @@ def test_an_argument_that_no_key_of_sft_decides_passes_there():
 def test_a_strategy_switches_off_the_default_of_its_steps():
     section = dpo_training(save_strategy="epoch", eval_strategy=False)
     assert (section.save_steps, section.eval_steps) == (None, None)
-    # A bare `no` in YAML is false; the training arguments want the text.
+    # YAML 1.1 reads a bare `no` as false; the training arguments want the text.
     assert section.extra == {"save_strategy": "epoch", "eval_strategy": "no"}
     assert dpo_training(eval_strategy="steps").eval_steps == 100
 

@@ -156,7 +156,7 @@ def test_both_names_of_the_length_limit_hold_the_limit_in_force(given_as):
         (
             "dpo_training.learning_rate",
             "5e-7",
-            "must be a number, got '5e-7' (str); write the number without quotes",
+            "must be a number, got '5e-7' (str); write 5e-7, without quotes",
         ),
         (
             "dpo_training.report",
@@ -176,7 +176,19 @@ def test_both_names_of_the_length_limit_hold_the_limit_in_force(given_as):
         ("method.window_multiple", 1, "must be at least 2, got 1"),
         ("dpo.label_smoothing", 0.5, "must lie in [0, 0.5), got 0.5"),
         ("dataset.val_ratio", 1, "must lie in [0, 1), got 1"),
-        ("dataset.chat_template", "yes", "must be true or false, got 'yes' (str)"),
+        (
+            "dpo_training.batch_size",
+            "010",
+            "must be a whole number, got '010' (str); write 10, without quotes",
+        ),
+        ("dpo_training.batch_size", "1e999", "must be a whole number, got '1e999' (str)"),
+        ("dataset.chat_template", "yes", "must be true or false, got 'yes' (str); write true"),
+        ("margin_log.save_per_rank", "Off", "must be true or false, got 'Off' (str); write false"),
+        (
+            "dpo_training.resume",
+            "no",
+            "must be true or false or a checkpoint's folder; write false, got 'no' (str)",
+        ),
         ("dataset.max_length", -5, "must be at least 2, got -5"),
         ("beta_update.beta_0", 0, "must be greater than 0, got 0"),
     ],

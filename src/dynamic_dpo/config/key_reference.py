@@ -33,9 +33,9 @@ train-dpo --config configs/dpo.yaml risk_test.delta=0.05 dpo_training.learning_r
 
 Every section and every key may be left out; a section that is `null` has its defaults. A key that is not
 known, has a wrong type, is out of range or contradicts another is an error, and all errors are reported at
-once with their full paths. A key that appears twice is an error with both lines. Numbers are written without
-quotes (`5e-7`, `1e3`); whole numbers may stand where numbers are expected. The resolved configuration is
-saved with each run.
+once with their full paths. A key that appears twice is an error with both lines. Files are YAML 1.2: numbers
+are written without quotes (`5e-7`, `1e3`), `true` and `false` in full (`yes`, `no`, `on`, `off` are text);
+whole numbers may stand where numbers are expected. The resolved configuration is saved with each run.
 """
 
 

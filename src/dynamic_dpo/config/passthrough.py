@@ -18,6 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dynamic_dpo.config.base import PassthroughSection, fields_by_key
 from dynamic_dpo.config.phrases import given, requirement
+from dynamic_dpo.config.yaml_files import TRUTH_WORDS_OF_YAML_1_1
 
 # Hugging Face name -> the key of the same section that means it. A section without that key lets it pass.
 _OUR_NAME = {
@@ -116,7 +117,7 @@ def _coerce(value: Any, hint: Any) -> tuple[Any, str | None]:
     enums = [option for option in options if isinstance(option, type) and issubclass(option, enum.Enum)]
     if enums:
         choices = [member.value for member in enums[0]]
-        # YAML reads a bare `no` as false.
+        # YAML 1.1 reads a bare `no` as false.
         value = "no" if value is False and "no" in choices else value
         known = isinstance(value, str) and value in choices
         return value, None if known else f"must be one of {', '.join(choices)}"
@@ -127,8 +128,21 @@ def _coerce(value: Any, hint: Any) -> tuple[Any, str | None]:
         if any(problem["type"] == "finite_number" for problem in error.errors()):
             return value, "must be a finite number"
         return value, requirement(hint)
+    if dict in (get_origin(option) or option for option in options) and (word := _truth_word_in(value)):
+        return value, f"must say true or false instead of {word}, which YAML 1.2 reads as text"
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
         return value, "must hold only what YAML can: mappings, lists, text, finite numbers, true, false, null"
     return value, None
+
+
+def _truth_word_in(value: Any) -> str | None:
+    """Return a text that YAML 1.1 reads as a truth value, such as ``no``, if a mapping holds one.
+
+    A mapping's values have no known types: the text would be handed on, and count as true.
+    """
+    if isinstance(value, str) and value.lower() in TRUTH_WORDS_OF_YAML_1_1:
+        return value
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((word for part in parts if (word := _truth_word_in(part))), None)

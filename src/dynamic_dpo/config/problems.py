@@ -5,6 +5,7 @@ Takes pydantic's errors and a model to look keys up in, and returns lines of tex
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from difflib import SequenceMatcher
 from typing import Any
@@ -14,7 +15,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from dynamic_dpo.config.base import fields_by_key, named_sections_of, section_of, walk
-from dynamic_dpo.config.phrases import bounds_of, given, requirement
+from dynamic_dpo.config.phrases import bounds_of, given, requirement, shown
+from dynamic_dpo.config.yaml_files import TRUTH_WORDS_OF_YAML_1_1
 
 _BOUND_ERRORS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 _UNKNOWN_KEY = {"extra_forbidden", "invalid_key"}
@@ -84,7 +86,7 @@ def _line(path: str, field: FieldInfo | None, details: list[ErrorDetails], confi
         return f"{path} must be a finite number, {got}"
     if "string_too_short" in by_type:
         return f"{path} must not be empty"
-    return f"{path} {requirement(field.annotation)}, {got}{_number_in_quotes(field, value)}"
+    return f"{path} {requirement(field.annotation)}, {got}{_advice(requirement(field.annotation), value)}"
 
 
 def _value_at(config: Mapping[str, Any], path: str, otherwise: Any) -> tuple[Any, bool]:
@@ -103,14 +105,23 @@ def _value_at(config: Mapping[str, Any], path: str, otherwise: Any) -> tuple[Any
     return value, False
 
 
-def _number_in_quotes(field: FieldInfo, value: Any) -> str:
-    if not isinstance(value, str) or "number" not in requirement(field.annotation):
+def _advice(required: str, value: Any) -> str:
+    """Say how to write the number or truth value that a text was meant to be; empty where it was none.
+
+    >>> _advice("must be a number", "5e-7"), _advice("must be true or false", "Yes")
+    ('; write 5e-7, without quotes', '; write true')
+    """
+    if not isinstance(value, str):
         return ""
+    if "true or false" in required and value.lower() in TRUTH_WORDS_OF_YAML_1_1:
+        return f"; write {TRUTH_WORDS_OF_YAML_1_1[value.lower()]}"
     try:
-        float(value)
+        number = float(value)
     except ValueError:
         return ""
-    return "; write the number without quotes"
+    if "number" not in required or not math.isfinite(number):
+        return ""
+    return f"; write {shown(int(number) if number.is_integer() else number)}, without quotes"
 
 
 def known_paths(model: type[BaseModel]) -> dict[str, str]:

@@ -6,68 +6,67 @@ How settings are written. Which settings there are, and whether a value is right
 from __future__ import annotations
 
 import copy
+import io
 import os
 import re
-from collections.abc import Hashable, Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.composer import MaxDepthExceededError
+from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode
+from ruamel.yaml.representer import SafeRepresenter
+from ruamel.yaml.scanner import Scanner
 
 from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.utils.secrets import redact
 
-_FLOAT_TAG = "tag:yaml.org,2002:float"
-_INT_TAG = "tag:yaml.org,2002:int"
-_REDEFINED_TAGS = {_FLOAT_TAG, _INT_TAG, "tag:yaml.org,2002:timestamp"}
+TRUTH_WORDS_OF_YAML_1_1 = {"yes": "true", "on": "true", "no": "false", "off": "false"}
+"""Words that YAML 1.1 reads as truth values in any case, and YAML 1.2 as text."""
 
-# YAML 1.1 reads 5e-7 as text (it wants a dot and a signed exponent), 12:30 as the number 750 and
-# 2024-01-31 as a date. Settings mean a number, a text and a text.
-_FLOAT = re.compile(
-    r"""^(?:[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+
-       |[-+]?[0-9][0-9_]*\.[0-9_]*
-       |[-+]?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?
-       |[-+]?\.(?:inf|Inf|INF)
-       |\.(?:nan|NaN|NAN))$""",
-    re.VERBOSE,
-)
-_INT = re.compile(r"^[-+]?(?:0b[0-1_]+|0x[0-9a-fA-F_]+|0[0-7_]*|[1-9][0-9_]*)$")
+_MAX_VALUES = 100_000
+_MAX_DEPTH = 100
+# 010 is eight to some readers and ten to others, 089 a part of a name; -_1 is no number to anyone.
+_LEADING_ZERO = re.compile(r"[-+]?(?:0_*[0-9]|_)")
 
 
-_MOST_VALUES = 100_000
-_DEEPEST = 100
+class _YAMLProblem(Exception):
+    """A problem with its line, before the place it was read from is known."""
+
+    def __init__(self, line: int, what: str) -> None:
+        super().__init__(what)
+        self.line = line
 
 
-class _Loader(yaml.SafeLoader):
-    """The safe loader, with plain numbers and an error where a key appears twice."""
+class _Scanner(Scanner):
+    """Refuses a file that states another version of YAML: the same words mean other values there."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012 - the base class declares it, not as a ClassVar
-        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REDEFINED_TAGS]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    def scan_yaml_directive_value(self, start_mark: Any) -> Any:
+        stated = super().scan_yaml_directive_value(start_mark)
+        if stated != (1, 2):
+            what = "the file says it is YAML {}.{}, and is read as YAML 1.2; remove this line".format(*stated)
+            raise _YAMLProblem(start_mark.line + 1, what)
+        return stated
 
-    _depth = 0
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        self._depth += 1
-        if self._depth > _DEEPEST:
-            line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
-            raise _YAMLProblem(line, f"broken YAML: values nested deeper than {_DEEPEST} levels")
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        return node
+class _Constructor(SafeConstructor):
+    """The safe constructor, which refuses what no configuration means: keys given twice, keys that are no text."""
 
     def get_single_data(self) -> Any:
-        node = self.get_single_node()
+        node = self.composer.get_single_node()
         if node is None:
             return None
         _expanded_size(node, {})
         return self.construct_document(node)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        first_line: dict[Hashable, int] = {}
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        first_line: dict[str, int] = {}
         # The node's own keys, before merge keys (<<) are spread: overriding a merged key is their purpose.
-        for key_node, _ in node.value:
+        for key_node, _ in node.value if isinstance(node, MappingNode) else ():
             line = key_node.start_mark.line + 1
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
@@ -79,40 +78,57 @@ class _Loader(yaml.SafeLoader):
             first_line[key] = line
         return super().construct_mapping(node, deep=deep)
 
+    def construct_yaml_int(self, node: ScalarNode) -> Any:
+        if _LEADING_ZERO.match(node.value):
+            return node.value
+        number = int(super().construct_yaml_int(node))
+        if abs(number) >= 2**63:
+            line = node.start_mark.line + 1
+            raise _YAMLProblem(line, "a whole number beyond 64 bits; if it is text, quote it")
+        return number
 
-def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
-    number = int(yaml.SafeLoader.construct_yaml_int(loader, node))
-    if abs(number) >= 2**63:
-        raise _YAMLProblem(node.start_mark.line + 1, "a whole number beyond 64 bits; if it is text, quote it")
-    return number
+
+_Constructor.add_constructor("tag:yaml.org,2002:int", _Constructor.construct_yaml_int)
+# A date, too, is part of a name.
+_Constructor.add_constructor("tag:yaml.org,2002:timestamp", _Constructor.construct_yaml_str)
 
 
-_Loader.add_constructor(_INT_TAG, _whole_number)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes what ``_Loader`` would otherwise read as a number."""
-
-    yaml_implicit_resolvers = dict(_Loader.yaml_implicit_resolvers)  # noqa: RUF012
+class _Representer(SafeRepresenter):
+    """Writes what readers of YAML 1.1, such as PyYAML, read alike; a value that occurs twice is written twice."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_float(self, data: float) -> ScalarNode:
+        node: ScalarNode = super().represent_float(data)
+        if "e" in node.value and "." not in node.value:
+            node.value = node.value.replace("e", ".0e")
+        return node
 
-for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+0123456789."))
-    _kind.add_implicit_resolver(_INT_TAG, _INT, list("-+0123456789"))
-
-
-class _YAMLProblem(Exception):
-    """A problem with its line, before the place it was read from is known."""
-
-    def __init__(self, line: int, what: str) -> None:
-        super().__init__(what)
-        self.line = line
+    def represent_str(self, data: str) -> ScalarNode:
+        quoted = "'" if data.lower() in TRUTH_WORDS_OF_YAML_1_1 else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=quoted)
 
 
-def _expanded_size(node: yaml.Node, sizes: dict[int, int]) -> int:
+_Representer.add_representer(float, _Representer.represent_float)
+_Representer.add_representer(str, _Representer.represent_str)
+
+
+def _yaml() -> YAML:
+    """Return a reader and writer for one document."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Scanner, yaml.Constructor, yaml.Representer = _Scanner, _Constructor, _Representer
+    yaml.max_depth = _MAX_DEPTH
+    yaml.composer.warn_double_anchors = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment] # declared as None
+    yaml.default_flow_style = False
+    yaml.allow_unicode = False
+    # No line is folded: ruamel.yaml 0.19 loses a space where it folds quoted text.
+    yaml.width = sys.maxsize
+    return yaml
+
+
+def _expanded_size(node: Node, sizes: dict[int, int]) -> int:
     """Return how many values a node stands for, aliases written out; `_YAMLProblem` if that is beyond all reason.
 
     Ten lines of ten aliases each are ten thousand million values to whoever walks through them.
@@ -124,12 +140,12 @@ def _expanded_size(node: yaml.Node, sizes: dict[int, int]) -> int:
         return sizes[key]
     sizes[key] = 0
     size = 1
-    if isinstance(node, yaml.CollectionNode):
+    if isinstance(node, CollectionNode):
         parts = (part for item in node.value for part in (item if isinstance(item, tuple) else (item,)))
         for part in parts:
             size += _expanded_size(part, sizes)
-            if size > _MOST_VALUES:
-                what = f"more than {_MOST_VALUES} values, aliases written out; no configuration has so many"
+            if size > _MAX_VALUES:
+                what = f"more than {_MAX_VALUES} values, aliases written out; no configuration has so many"
                 raise _YAMLProblem(node.start_mark.line + 1, what)
     sizes[key] = size
     return size
@@ -138,12 +154,14 @@ def _expanded_size(node: yaml.Node, sizes: dict[int, int]) -> int:
 def _parse(text: str, place: str) -> Any:
     """Parse one YAML document; ``place`` is what an error names, a line number is added to it."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        return _yaml().load(text)
     except _YAMLProblem as problem:
         raise ConfigError(f"{place}, line {problem.line}: {problem}") from None
-    except yaml.YAMLError as error:
+    except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or "not readable as YAML"
+        if isinstance(error, MaxDepthExceededError):
+            what = f"values nested deeper than {_MAX_DEPTH} levels"
         line = f", line {mark.line + 1}" if mark is not None else ""
         raise ConfigError(f"{place}{line}: broken YAML: {what}") from error
     except (ValueError, RecursionError) as error:
@@ -191,7 +209,9 @@ def dump_yaml(config: Mapping[str, Any]) -> str:
     learning_rate: 5.0e-07
     run_name: '1e3'
     """
-    return yaml.dump(dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=110)
+    stream = io.StringIO()
+    _yaml().dump(dict(config), stream)
+    return stream.getvalue()
 
 
 def apply_overrides(config: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dynamic_dpo.config.base import PassthroughSection, Section, refuse, refuse_fault
+from dynamic_dpo.config.yaml_files import TRUTH_WORDS_OF_YAML_1_1
 from dynamic_dpo.utils.names import folder_fault, repository_fault, text_fault
 
 Tracker = Literal["tensorboard", "wandb"]
@@ -186,6 +187,15 @@ class DPOTrainingSection(_RunNames):
         ge=0,
         description="Pairs of which ids, masks, labels and decoded text are written at the start.",
     )
+
+    @field_validator("resume")
+    @classmethod
+    def _is_no_truth_word(cls, value: bool | str) -> bool | str:
+        if isinstance(value, str) and value.lower() in TRUTH_WORDS_OF_YAML_1_1:
+            refuse(
+                f"must be true or false or a checkpoint's folder; write {TRUTH_WORDS_OF_YAML_1_1[value.lower()]}"
+            )
+        return value
 
 
 class SFTTrainingSection(_RunNames):
