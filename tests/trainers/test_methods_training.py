@@ -31,6 +31,7 @@ from dynamic_dpo.methods import (
     SimPO,
 )
 from dynamic_dpo.trainers import PreferenceTrainer
+from dynamic_dpo.trainers.referenced_data import ReferencedData
 from tiny import random_pairs, tiny_llama, training_arguments, word_tokenizer
 
 
@@ -142,7 +143,8 @@ def test_a_method_without_reference_loads_and_scores_none(
         raise AssertionError("the reference was touched")
 
     monkeypatch.setattr(dynamic_dpo.trainers.policy, "load_model", refuse)
-    monkeypatch.setattr(PreferenceTrainer, "_attach_eval", refuse)
+    monkeypatch.setattr(dynamic_dpo.trainers.policy.PolicyAndReference, "open_reference", refuse)
+    monkeypatch.setattr(ReferencedData, "attach", refuse)
     trainer = make(
         tmp_path / "run", SimPO(), ref_model="a-model-that-is-nowhere", args={"num_train_epochs": 4}
     )

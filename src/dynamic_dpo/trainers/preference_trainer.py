@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -194,15 +195,6 @@ class PreferenceTrainer(ResumableTrainer):
 
     # ---- before the first step ----
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Train as `ResumableTrainer.train` does; until it ends the policy's ``forward`` also scores rows.
-
-        Before the accelerator wraps the policy: its autocast and its parallelism take hold of ``forward``, and every
-        pass has to go through them.
-        """
-        with self.policy.answering():
-            return super().train(resume_from_checkpoint, **kwargs)
-
     def prepare_run(self, checkpoint: str | None) -> None:
         """Compare the run with its checkpoint, score the reference where it is not known yet, and check the engine.
 
@@ -231,6 +223,14 @@ class PreferenceTrainer(ResumableTrainer):
             self.guard.start_tolerance = 1.0 if half else 0.01
         for note in self.method.start_notes(self._num_updates_to_expect()):
             logger.info(note)
+
+    def training_context(self) -> AbstractContextManager[Any]:
+        """Return the context in which the policy's ``forward`` also scores rows.
+
+        Autocast and parallelism take hold of ``forward`` when they wrap the policy, and every pass has to go through
+        them.
+        """
+        return self.policy.answering()
 
     def ensure_reference(self) -> None:
         """Give every data set its reference log-probabilities; done once, before the policy moves."""

@@ -7,6 +7,7 @@ step, at saving, at loading and around a run, each in one place; what a trainer 
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,10 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         Args:
             checkpoint: The checkpoint to go on from, verified and not loaded yet; ``None`` for a new run.
         """
+
+    def training_context(self) -> AbstractContextManager[Any]:
+        """Return the context in which the loop runs; it begins before the accelerator wraps the model."""
+        return nullcontext()
 
     def reason_to_stop(self) -> str | None:
         """Return why the run should save and end after the present step, ``None`` if it should go on."""
@@ -96,7 +101,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         self.checkpoints.begin_from(checkpoint)
         raise_if_requested()
         # A step is not cut in the middle: the signal is noted, and the step's end looks for it.
-        with deferred(), clear_rank_errors():
+        with deferred(), clear_rank_errors(), self.training_context():
             output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         self.finish_run()
         self.raise_if_stopped()
