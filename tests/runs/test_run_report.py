@@ -4,6 +4,7 @@ import base64
 import itertools
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from dynamic_dpo.runs.page import Sample, write_run_report
 from dynamic_dpo.runs.plots import draw_plots
 from dynamic_dpo.runs.record import read_run
 from helpers_pages import Page
+from hostile_texts import HARMLESS, HOSTILE, named
 
 NUM_UPDATES, NUM_WARMUP = 12, 4
 PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -193,39 +195,62 @@ def test_a_given_table_comes_before_the_runs_own_figures(tmp_path: Path) -> None
     assert "Key figures Mean sentiment 0.36 to 0.58 KL 1.23 Prompts 32 Judge – Final beta 0.18" in text
 
 
-HOSTILE = (
-    "</title></style><script>alert(1)</script><img src=x onerror=alert(2)>\" onload='alert(3)' $body &amp;"
-)
-
-
-def test_nothing_that_a_model_or_user_wrote_becomes_markup(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run")
+def written_everywhere(text: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The page of a run in which every name and text is the given one."""
+    monkeypatch.setattr("dynamic_dpo.runs.page.draw_plots", lambda run: [])
     summary = json.loads((run / "run_summary.json").read_text())
-    summary |= {"method": {"name": HOSTILE, HOSTILE: HOSTILE}, "versions": {HOSTILE: HOSTILE}}
+    summary |= {
+        "method": {"name": text, "mode": text, "scope": text, "settings": {text: text}, "own": [text]},
+        "versions": {text: text},
+        "config_hash": text,
+    }
     (run / "run_summary.json").write_text(json.dumps(summary))
-    plain = Page(
-        write_run_report(make_run(tmp_path / "plain"), samples=[Sample("p", "b", "a")], table={"t": "v"})
+    path = write_run_report(
+        run,
+        samples=[Sample(text, text, text, 0.5, -0.5), Sample(text, text, text)],
+        title=text,
+        table={text: text},
+        links={text: run / "other.html"},
     )
-    page = Page(
-        write_run_report(
-            run, samples=[Sample(HOSTILE, HOSTILE, HOSTILE)], title=HOSTILE, table={HOSTILE: HOSTILE}
-        )
-    )
-    assert "script" not in page.tags
-    assert page.tags.count("img") == plain.tags.count("img")
-    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
-    # title, heading, subtitle, two of the table, three of the sample, details: two of each of two rows
-    assert page.text.count("alert(1)") >= 8
-    assert page.open == []
+    return path.read_text(encoding="utf-8")
 
 
-def test_stray_surrogates_and_control_characters_do_not_stop_a_report(tmp_path: Path) -> None:
-    stray = "a\ud83db\x00\x1b[31mc\x9b"
-    page = write_run_report(
-        make_run(tmp_path / "run"), samples=[Sample(stray, stray, stray)], title=stray, table={stray: stray}
-    ).read_text(encoding="utf-8")
-    # Title, heading, two of the table, three of the sample.
-    assert page.count("a?b\ufffd\ufffd[31mc\ufffd") == 7
+@pytest.mark.parametrize("text", HOSTILE, ids=named)
+def test_nothing_that_a_model_or_user_wrote_becomes_markup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    ours, theirs = (
+        written_everywhere(written, make_run(tmp_path / name), monkeypatch)
+        for name, written in (("hostile", text), ("harmless", HARMLESS))
+    )
+    assert Page(ours).structure == Page(theirs).structure
+    for sign in "<>\"'":
+        assert ours.count(sign) == theirs.count(sign), sign
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", ours)
+    assert len(ours) < 3_000_000
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=named)
+def test_a_run_may_have_any_name_that_a_folder_can_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr("dynamic_dpo.runs.page.draw_plots", lambda run: [])
+    # Half a pair stands for a single byte of a name, or for nothing that a disk could hold.
+    name = re.sub("[/\0\ud800-\udc7f\udd00-\udfff]", "|", text)
+    run = make_run(tmp_path / os.fsdecode(os.fsencode(name)[:200]))
+    page = Page(write_run_report(run, links={"other": run / "other.html"}))
+    assert page.text.startswith("Run ")
+    assert ("a", "href", "other.html") in page.attributes
+
+
+def test_the_command_prints_the_page_of_a_run_whose_name_is_no_text(tmp_path: Path) -> None:
+    run = make_run(tmp_path / os.fsdecode(b"run-\xff-\x1b[31m"))
+    command = [sys.executable, "-m", "dynamic_dpo.cli.main", "report", os.fsencode(run)]
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    result = subprocess.run(command, capture_output=True, check=False, env=strict)
+    assert result.stderr == b""
+    assert result.stdout.decode().endswith("/run-?-\ufffd[31m/report.html\n")
+    assert (run / "report.html").is_file()
 
 
 def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:

@@ -22,9 +22,12 @@ def _command(argv: Sequence[str]) -> int:
     parser.add_argument("--out", metavar="FILE", help="where to write the page; default: RUN/report.html")
     parser.add_argument("--title", help="heading of the page")
     arguments = parser.parse_args(list(argv))
+    from dynamic_dpo.pages.text import cleaned
     from dynamic_dpo.runs.page import write_run_report
 
-    print(write_run_report(arguments.run, out=arguments.out, title=arguments.title))
+    path = write_run_report(arguments.run, out=arguments.out, title=arguments.title)
+    # A folder's name may hold bytes that no terminal can print, or that it would act on.
+    print(cleaned(str(path)))
     return 0
 
 

@@ -1,6 +1,7 @@
 """The environment in which templates are filled.
 
-Whatever reaches a template is cleaned and then escaped. Both happen here, once, so that no page can forget it.
+Whatever reaches a template is cleaned, cut where it is endless, and escaped. This happens here, once, so that no
+page can forget it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import cast
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from dynamic_dpo.pages.text import cleaned
+from dynamic_dpo.pages.text import cleaned, shown
 
 
 def render(template: str, **values: object) -> str:
@@ -44,16 +45,20 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         # Jinja2 passes every value through this function before it escapes it.
-        finalize=_shown,
+        finalize=_finalize,
     )
     environment.filters["unbroken"] = _unbroken
     return environment
 
 
-def _shown(value: object) -> str:
-    """Return a value as it may stand on a page: cleaned, even `Markup`, which may hold text that was joined to it."""
-    text = cleaned(str(value))
-    return Markup(text) if isinstance(value, Markup) else text
+def _finalize(value: object) -> str:
+    """Return a value as it may stand on a page.
+
+    Even `Markup` is cleaned, for it may hold text that was joined to it; it is not cut, being the page itself.
+    """
+    if isinstance(value, Markup):
+        return Markup(cleaned(str(value)))
+    return shown(str(value))
 
 
 def _unbroken(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import shutil
@@ -10,7 +11,7 @@ import subprocess
 from dataclasses import replace
 from itertools import pairwise, permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -24,9 +25,9 @@ from dynamic_dpo.eval.report.write import EvaluationData, ReportPaths, write_eva
 from dynamic_dpo.eval.scoring.metrics import FrontierPoint, summarise_margins
 from helpers_judgements import judged
 from helpers_pages import Page
+from hostile_texts import HARMLESS, HOSTILE, named
 
 CHROMIUM = shutil.which("chromium")
-EVIL = '<script>alert("x")</script><img src=http://example.invalid/x>'
 
 
 def evaluation(
@@ -168,40 +169,95 @@ def test_many_invalid_verdicts_and_faulty_outputs_are_said_loudly() -> None:
     assert summarise(data).alarms == []
 
 
-def test_whatever_anybody_wrote_is_shown_as_text(tmp_path: Path) -> None:
-    prompt = PromptRecord.of(
-        [{"role": "system", "content": EVIL}, {"role": "user", "content": EVIL}],
-        category=EVIL,
-        reference=EVIL,
-    )
-    outputs = [OutputRecord(prompt.id, f"{EVIL}{n}", 0, EVIL, 1, True, [EVIL]) for n in range(3)]
-    records = [
-        judged(prompt.id, f"{EVIL}{a}", f"{EVIL}{b}", "A", judge=f"{EVIL}j{judge}", reason=EVIL)
-        for judge in range(2)
-        for a, b in permutations(range(3), 2)
+def written_everywhere(text: str) -> EvaluationData:
+    """An evaluation in which every text, name and reason is the given one."""
+    turns = [{"role": text, "content": text}, {"role": "user", "content": text}]
+    # The ids are given: the order of prompts on the page follows them, and content would change them.
+    prompts = [
+        PromptRecord("p1", turns, category=text, reference=text),
+        PromptRecord("p2", turns[1:], category=f"{text} too"),
     ]
-    paths = write_evaluation_report(
-        tmp_path,
-        EvaluationData(
-            [prompt],
-            outputs,
-            records,
-            title=EVIL,
-            created=EVIL,
-            baseline=f"{EVIL}0",
-            stopped=EVIL,
-            notes=[EVIL],
-            provenance={EVIL: {EVIL: EVIL}},
-            preference={EVIL: summarise_margins([1.0])},
-            frontier=[FrontierPoint(EVIL, 1.0, 1.0)],
-            num_resamples=100,
-        ),
+    models = [f"{text} {number}" for number in range(3)]
+    return EvaluationData(
+        prompts,
+        [OutputRecord(prompt.id, model, 0, text, 1, True, [text]) for prompt in prompts for model in models],
+        [
+            judged(prompt.id, first, second, "A", judge=f"{text} judge {number}", reason=text)
+            for prompt in prompts
+            for number in range(2)
+            for first, second in permutations(models, 2)
+        ],
+        title=text,
+        created=text,
+        baseline=models[0],
+        stopped=text,
+        notes=[text],
+        provenance={text: {text: text}},
+        preference={text: summarise_margins([1.0])},
+        frontier=[FrontierPoint(text, 1.0, 1.0)],
+        num_resamples=100,
     )
-    elements = Page(page(paths))
-    assert not {"script", "img", "link", "iframe", "object"} & set(elements.tags)
-    assert not {"src", "href", "style", "onclick"} & {name for _, name, _ in elements.attributes}
-    assert page(paths).count("&lt;script&gt;") > 20
-    assert "<script" not in paths.markdown.read_text()
+
+
+class Written(NamedTuple):
+    html: str
+    markdown: str
+    csv: str
+    json: str
+
+
+def write(text: str, folder: Path) -> Written:
+    paths = write_evaluation_report(folder, written_everywhere(text))
+    return Written(*(path.read_text(encoding="utf-8") for path in paths))
+
+
+@pytest.fixture(scope="module")
+def harmless(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    return write(HARMLESS, tmp_path_factory.mktemp("harmless"))
+
+
+@pytest.fixture(scope="module", params=HOSTILE, ids=named)
+def hostile(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    return write(request.param, tmp_path_factory.mktemp("hostile"))
+
+
+def test_whatever_anybody_wrote_is_text_of_the_page(hostile: Written, harmless: Written) -> None:
+    assert Page(hostile.html).structure == Page(harmless.html).structure
+    # Whatever a parser makes of the page: no sign of HTML in it is anybody's but the page's.
+    for sign in "<>\"'":
+        assert hostile.html.count(sign) == harmless.html.count(sign), sign
+
+
+def test_whatever_anybody_wrote_is_text_in_markdown(hostile: Written, harmless: Written) -> None:
+    assert hostile.markdown.count("\n") == harmless.markdown.count("\n")
+    assert markdown_structure(hostile.markdown) == markdown_structure(harmless.markdown)
+
+
+def test_whatever_anybody_wrote_is_a_cell_of_the_csv_and_a_string_of_the_json(
+    hostile: Written, harmless: Written
+) -> None:
+    rows, expected = (list(csv.reader(io.StringIO(text, newline=""))) for text in (hostile.csv, harmless.csv))
+    assert [len(row) for row in rows] == [len(CSV_COLUMNS)] * len(expected)
+    assert json.loads(hostile.json).keys() == json.loads(harmless.json).keys()
+
+
+def test_nothing_that_acts_unseen_or_has_no_end_is_left_in_a_report(hostile: Written) -> None:
+    for text in hostile:
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text)
+    assert len(hostile.html) + len(hostile.markdown) < 30_000_000
+
+
+def markdown_structure(text: str) -> list[object]:
+    """Return what a Markdown renderer makes of a text, the words left out."""
+    parser = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    return [
+        (
+            token.type,
+            token.tag,
+            [child.type for child in token.children or () if child.type != "text_special"],
+        )
+        for token in parser.parse(text)
+    ]
 
 
 def test_the_headings_lead_a_screen_reader_step_by_step(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 from dynamic_dpo.eval.report.data import EvaluationData
@@ -12,7 +13,7 @@ from dynamic_dpo.eval.report.summary import EvaluationSummary, PairSummary
 from dynamic_dpo.eval.report.words import finding_sentences, p_value, percent, percent_interval
 from dynamic_dpo.eval.statistics.resampling import Interval
 from dynamic_dpo.eval.statistics.win_rate import WinRate
-from dynamic_dpo.pages.text import cleaned
+from dynamic_dpo.pages.text import shown
 
 CSV_COLUMNS = (  # noqa: SIM905
     "judge model baseline category prompts wins losses ties invalid win_rate win_rate_low win_rate_high decisive "
@@ -22,13 +23,13 @@ CSV_COLUMNS = (  # noqa: SIM905
 
 def markdown(data: EvaluationData, summary: EvaluationSummary) -> str:
     """Return the report as Markdown, samples left out."""
-    parts = [f"# {_plain(data.title)}\n"]
+    parts = [f"# {_words(data.title)}\n"]
     if data.created:
-        parts.append(f"{_plain(data.created)}\n")
-    parts += [f"> **Read this first.** {_plain(alarm)}\n" for alarm in summary.alarms]
+        parts.append(f"{_line(data.created)}\n")
+    parts += [f"> **Read this first.** {_words(alarm)}\n" for alarm in summary.alarms]
     if summary.pairs:
         parts.append("## Win rates\n")
-        parts += [f"- {_plain(sentence)}" for sentence in finding_sentences(summary.pairs)]
+        parts += [f"- {_line(sentence)}" for sentence in finding_sentences(summary.pairs)]
         parts.append("\n" + _win_rates(summary.pairs, data.confidence))
     categories = [(pair, pair.by_category) for pair in summary.pairs if pair.by_category]
     if categories:
@@ -72,7 +73,7 @@ def markdown(data: EvaluationData, summary: EvaluationSummary) -> str:
         )
     for judge in summary.judges:
         if judge.strengths is not None:
-            parts.append(f"## Strengths (Bradley-Terry), by {_plain(judge.name)}\n")
+            parts.append(f"## Strengths (Bradley-Terry), by {_words(judge.name)}\n")
             strengths = [
                 (
                     row.name,
@@ -83,10 +84,10 @@ def markdown(data: EvaluationData, summary: EvaluationSummary) -> str:
                 for row in judge.strengths.models
             ]
             parts.append(_table(("model", "log-odds", "interval", "group"), strengths))
-            parts += [f"{_plain(note)}\n" for note in judge.strengths.notes]
+            parts += [f"{_line(note)}\n" for note in judge.strengths.notes]
     parts += _further(data, summary)
     for heading, values in data.provenance.items():
-        parts.append(f"## Made with: {_plain(heading)}\n")
+        parts.append(f"## Made with: {_words(heading)}\n")
         parts.append(_table(("key", "value"), values.items()))
     return "\n".join(parts).rstrip() + "\n"
 
@@ -111,7 +112,7 @@ def csv_rows(summary: EvaluationSummary) -> str:
 def _csv_counts(result: WinRate, category: str) -> list[object]:
     counts = result.counts
     return [
-        *(cleaned(text) for text in (result.judge, result.model, result.baseline, category)),
+        *(shown(text) for text in (result.judge, result.model, result.baseline, category)),
         result.num_prompts,
         *(counts.wins, counts.losses, counts.ties, counts.invalid),
         *_ends(result.rate, result.interval),
@@ -236,12 +237,29 @@ def _further(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(_plain(str(cell)) for cell in line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(_words(str(cell)) for cell in line)} |\n" for line in lines)
 
 
-def _plain(text: str) -> str:
-    """Keep a name from ending its table cell or line, or from being read as HTML."""
-    text = " ".join(cleaned(text).split())
-    for sign, written in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`")):
-        text = text.replace(sign, written)
-    return text
+# What would end a table's cell or begin a code, an emphasis, a link, a formula, an entity or a heading. An underscore
+# inside a word, as in most names of settings, begins nothing.
+_INLINE = re.compile(r"[\\|`*~$\[]|(?<![^\W_])_|_(?![^\W_])|(?<!\S)#|&(?=#?\w+;)")
+# What would make a list, a quotation, a rule or a heading of a line that begins with it.
+_BLOCK = re.compile(r"^(\d{1,9}(?=[.)])|(?=[-+>=]))")
+
+
+def _words(text: str) -> str:
+    """Return a text as words within a line, whatever stands in it; a bare address may still be shown as a link to it.
+
+    >>> _words("a|b\\n*c* 1<2 top_p")
+    'a\\\\|b \\\\*c\\\\* 1&lt;2 top_p'
+    """
+    return _INLINE.sub(r"\\\g<0>", " ".join(shown(text).split())).replace("<", "&lt;")
+
+
+def _line(text: str) -> str:
+    """Return a text as a whole line.
+
+    >>> _line("- 1. a"), _line("1. a")
+    ('\\\\- 1. a', '1\\\\. a')
+    """
+    return _BLOCK.sub(r"\1\\", _words(text))
