@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dynamic_dpo.errors import ConfigError, DataError
-from dynamic_dpo.eval.records import content_hash
 from dynamic_dpo.utils.files import write_json
+from dynamic_dpo.utils.hashing import content_hash
 from dynamic_dpo.utils.secrets import redact_values
 
 FILE_NAME = "manifest.json"

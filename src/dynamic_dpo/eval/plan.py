@@ -1,6 +1,6 @@
 """What an evaluation is to do, in plain values: prompts, models, generation, judging, scoring, statistics.
 
-Made from a file of settings by the command, or by hand. Nothing here loads, asks or writes.
+Made from a file of settings by the command, or by hand.
 """
 
 from __future__ import annotations

@@ -1,31 +1,19 @@
 """The records that the stages of an evaluation hand to each other: prompts, outputs, judgements.
 
 Each is one JSON line of a file. A record is found by hashes of content, never by its place in a file, so that a
-changed seed, order or sample can attach nothing to the wrong prompt. Who writes or reads the files is not
-known here.
+changed seed, order or sample can attach nothing to the wrong prompt.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from dynamic_dpo.errors import DataError
+from dynamic_dpo.utils.hashing import content_hash
 
 Message = dict[str, str]
-
-
-def content_hash(value: Any, *, length: int = 32) -> str:
-    """Return the first ``length`` hexadecimal digits of the SHA-256 of a JSON value.
-
-    >>> content_hash({"a": 1, "b": 2}) == content_hash({"b": 2, "a": 1})
-    True
-    """
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:length]
 
 
 class _Record:

@@ -1,6 +1,6 @@
 """Functions that score an output: a text in, a number out, higher is better.
 
-`dynamic_dpo.eval.judges.function` finds them by their dotted path; they know nothing of judges.
+`dynamic_dpo.eval.judges.function` finds them by their dotted path.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from dynamic_dpo.cli.build_evaluation import build_judge, build_plan
 from dynamic_dpo.config import get_evaluation_config
 from dynamic_dpo.eval.judges.base import Judge
 from dynamic_dpo.eval.judges.table import JUDGES
-from dynamic_dpo.eval.records import content_hash
+from dynamic_dpo.utils.hashing import content_hash
 
 SMALL = {"dataset": {"name": "rows.jsonl"}, "models": {"start": "models/start", "trained": "models/trained"}}
 VADER = "dynamic_dpo.eval.rewards:vader"

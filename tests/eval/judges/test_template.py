@@ -18,7 +18,7 @@ from dynamic_dpo.eval.judges.template import (
     judge_template_names,
 )
 from dynamic_dpo.eval.judges.verdict import Verdict, parse_verdict
-from dynamic_dpo.eval.records import content_hash
+from dynamic_dpo.utils.hashing import content_hash
 from places import SOURCE, TESTS
 
 GOLDEN_EVALUATION = TESTS / "golden" / "v0.2" / "evaluation"

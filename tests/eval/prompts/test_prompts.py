@@ -13,7 +13,8 @@ from dynamic_dpo.data.quarantine import BadRow
 from dynamic_dpo.errors import ConfigError, DataError
 from dynamic_dpo.eval.prompts.rows import PromptFields, read_prompt
 from dynamic_dpo.eval.prompts.sets import load_prompts, read_prompts, write_prompts
-from dynamic_dpo.eval.records import PromptRecord, content_hash
+from dynamic_dpo.eval.records import PromptRecord
+from dynamic_dpo.utils.hashing import content_hash
 
 
 def user(text: str) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """The sections of an evaluation file: prompts, models, generation, the judging chat model and output.
 
-Describes settings only: nothing here generates or judges. The other settings of judges are in ``judging``.
+The other settings of judges are in ``judging``.
 """
 
 from __future__ import annotations

@@ -17,16 +17,17 @@ from typing import Any, NamedTuple
 from dynamic_dpo.errors import DataError
 from dynamic_dpo.eval.exchange.files import (
     Entry,
+    entries_of_list,
     number_or_none,
     prompt_of,
     questions_between,
-    read_json_list,
     string_field,
 )
 from dynamic_dpo.eval.lint import lint_output
-from dynamic_dpo.eval.records import JudgementRecord, OutputRecord, PromptRecord, content_hash
+from dynamic_dpo.eval.records import JudgementRecord, OutputRecord, PromptRecord
 from dynamic_dpo.eval.statistics.comparisons import Counts
 from dynamic_dpo.utils.files import write_text
+from dynamic_dpo.utils.hashing import content_hash
 
 
 class Imported(NamedTuple):
@@ -100,7 +101,7 @@ def import_alpaca_outputs(path: str | Path, prompts: Sequence[PromptRecord] | No
     """
     reader = _Reader(prompts)
     counted: Counter[tuple[str, str]] = Counter()
-    for place, entry in read_json_list(Path(path)):
+    for place, entry in entries_of_list(Path(path)):
         prompt = reader.prompt(entry, place)
         model = string_field(entry, "generator", place)
         reader.write(
@@ -184,7 +185,7 @@ def import_alpaca_annotations(path: str | Path, prompts: Sequence[PromptRecord] 
         DataError: If the file is malformed, or an instruction is none of ``prompts``.
     """
     reader = _Reader(prompts)
-    for place, entry in read_json_list(Path(path)):
+    for place, entry in entries_of_list(Path(path)):
         prompt = reader.prompt(entry, place)
         models = [string_field(entry, f"generator_{k}", place) for k in (1, 2)]
         if models[0] == models[1]:

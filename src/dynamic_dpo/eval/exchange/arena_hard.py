@@ -11,13 +11,14 @@ from typing import Any
 from dynamic_dpo.errors import DataError
 from dynamic_dpo.eval.exchange.files import (
     as_object,
+    entries_of_lines,
     prompt_of,
     questions_between,
-    read_json_lines,
     string_field,
 )
-from dynamic_dpo.eval.records import JudgementRecord, PromptRecord, content_hash
+from dynamic_dpo.eval.records import JudgementRecord, PromptRecord
 from dynamic_dpo.utils.files import write_text
+from dynamic_dpo.utils.hashing import content_hash
 
 ARENA_VERDICTS = {
     "A>>B": "A", "A>B": "A", "A=B": "tie", "A<B": "B", "A<<B": "B",
@@ -94,7 +95,7 @@ def import_arena_hard_judgements(path: str | Path, *, baseline: str | None = Non
     """
     judgements: list[JudgementRecord] = []
     seen: Counter[tuple[str, str, str]] = Counter()
-    for place, line in read_json_lines(Path(path)):
+    for place, line in entries_of_lines(Path(path)):
         prompt_id = string_field(line, "uid" if "uid" in line else "question_id", place)
         model, judge = string_field(line, "model", place), string_field(line, "judge", place)
         against = string_field(line, "baseline", place) if "baseline" in line else baseline

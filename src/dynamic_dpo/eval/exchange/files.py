@@ -1,6 +1,6 @@
 """Reading the files of other evaluations strictly, and finding the records that go into them.
 
-Every fault names the file and the entry. What the entries mean is known where each format is.
+Every fault names the file and the entry. What the entries mean stands with each format.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dynamic_dpo.eval.statistics.comparisons import distinct
 Entry = dict[str, Any]
 
 
-def read_json_list(path: Path) -> list[tuple[str, Entry]]:
+def entries_of_list(path: Path) -> list[tuple[str, Entry]]:
     """Return the entries of a JSON list, each with its place in words.
 
     Raises:
@@ -30,7 +30,7 @@ def read_json_list(path: Path) -> list[tuple[str, Entry]]:
     return [(place, as_object(entry, place)) for place, entry in named]
 
 
-def read_json_lines(path: Path) -> list[tuple[str, Entry]]:
+def entries_of_lines(path: Path) -> list[tuple[str, Entry]]:
     """Return the objects of a file of JSON lines, each with its place in words; empty lines are passed over.
 
     Raises:

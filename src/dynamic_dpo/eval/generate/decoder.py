@@ -1,7 +1,7 @@
 """A causal language model read token by token, for a batch whose rows may leave.
 
-Holds the model's cache and attention mask, and gives every row the positions it would have alone. Which
-token comes next is decided elsewhere.
+Holds the model's cache and attention mask, and gives every row the positions it would have alone. The next token is
+chosen in ``sampling``, the batch led through in ``batched``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Models of an evaluation that need no generation: a set's known answers, and outputs written elsewhere.
 
 ``dataset:reference`` stands for the prompts' known answers, ``outputs:FILE`` for a file in AlpacaEval's form
-(``instruction``, ``output``, ``generator``). Whom they are compared with is not known here.
+(``instruction``, ``output``, ``generator``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from dynamic_dpo.errors import DataError
 from dynamic_dpo.eval.exchange import import_alpaca_outputs
 from dynamic_dpo.eval.lint import lint_output
 from dynamic_dpo.eval.model_spec import ModelSpec
-from dynamic_dpo.eval.records import OutputRecord, PromptRecord, content_hash
+from dynamic_dpo.eval.records import OutputRecord, PromptRecord
+from dynamic_dpo.utils.hashing import content_hash
 
 REFERENCE = "dataset:reference"
 OUTPUTS_PREFIX = "outputs:"

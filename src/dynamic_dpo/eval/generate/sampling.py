@@ -1,8 +1,7 @@
 """Choosing the next token of many rows at once, each row with random numbers of its own.
 
 The random number of a token is a pure function of its row's key, the step and the token's id. It does not
-depend on the batch, its order or the device, and nothing has to be remembered. Models and tokenizers are
-not known here.
+depend on the batch, its order or the device, and nothing has to be remembered.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The generation stage: every model writes what it has not written yet, each batch on the disk before the next.
 
 An output is found by a fingerprint of model and settings, prompt id and sample number; other settings make another
-fingerprint, so that nothing stale is reused. What a prompt is for, and who judges the outputs, is not known here.
+fingerprint, so that nothing stale is reused.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from dynamic_dpo.eval.lint import lint_output
 from dynamic_dpo.eval.model_spec import ModelSpec
 from dynamic_dpo.eval.prompts.format import model_prompt
 from dynamic_dpo.eval.prompts.render import Prompt, render_prompt
-from dynamic_dpo.eval.records import OutputRecord, PromptRecord, content_hash
+from dynamic_dpo.eval.records import OutputRecord, PromptRecord
 from dynamic_dpo.models.adapters import ModelFiles, pick_device, text_fingerprint
+from dynamic_dpo.utils.hashing import content_hash
 from dynamic_dpo.utils.json_lines import JsonLinesFile, read_json_lines
 from dynamic_dpo.utils.signals import deferred, raise_if_requested
 

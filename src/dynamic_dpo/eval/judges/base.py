@@ -1,7 +1,7 @@
 """What a judge is: something with a name and a fingerprint that compares two outputs in the order shown.
 
-A judge that scores one output at a time (a reward model, a function) becomes one through `PointwiseJudge`. Which
-questions are asked, in which order, how often and for how much money is not known here.
+What scores one output at a time (a reward model, a function) becomes a judge through `PointwiseJudge`. Which
+questions are asked, in which orders and for how much money is decided in ``eval.judging``.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ from typing import Any
 
 from dynamic_dpo.errors import ConfigError, DataError, ModelError
 from dynamic_dpo.eval.judges.base import PointwiseJudge, conversation_text
-from dynamic_dpo.eval.records import PromptRecord, content_hash
+from dynamic_dpo.eval.records import PromptRecord
 from dynamic_dpo.models.sources import SAFE_LOADING, ModelSource, file_fingerprint, resolve_model
+from dynamic_dpo.utils.hashing import content_hash
 
 
 class RewardModelScorer:

@@ -1,7 +1,6 @@
 """How sure a judge was: the probabilities of its verdict's token.
 
-Reads the alternatives that a server gives for the token at which the verdict stands. How the reply was obtained is
-not known here.
+Reads the alternatives that a server gives for the token at which the verdict stands.
 """
 
 from __future__ import annotations

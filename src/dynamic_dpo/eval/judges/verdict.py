@@ -2,8 +2,7 @@
 
 Only a verdict in the form that was asked for counts, and only at the end of the reply: a line ``Verdict: A``, a
 line ``[[A]]``, a JSON object with the key ``verdict``, or a reply that is the bare label. A letter or a "tie"
-somewhere in the reasons is no verdict. How the reply was obtained, and what an invalid one leads to, is not known
-here.
+somewhere in the reasons is no verdict.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The file of a judge's answers: what is in it is never asked, or paid, again.
 
-Two files of JSON lines grow side by side: the answers, and the invalid replies that led to another attempt. Which
-questions are asked is not known here.
+Two files of JSON lines grow side by side: the answers, and the invalid replies that led to another attempt.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from dynamic_dpo.errors import DataError
 from dynamic_dpo.eval.judges.base import Comparison
-from dynamic_dpo.eval.records import JudgementRecord, OutputRecord, PromptRecord, content_hash
+from dynamic_dpo.eval.records import JudgementRecord, OutputRecord, PromptRecord
+from dynamic_dpo.utils.hashing import content_hash
 
 
 @dataclass(frozen=True)

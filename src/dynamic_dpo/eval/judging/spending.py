@@ -1,6 +1,6 @@
 """How much a judge may be asked: calls, tokens, money, counted while several threads ask.
 
-A call is admitted before it is made and settled when its reply is there. What is asked is not known here.
+A call is admitted before it is made and settled when its reply is there.
 """
 
 from __future__ import annotations

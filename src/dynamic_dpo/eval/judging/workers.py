@@ -1,6 +1,7 @@
 """The threads of the judging stage: each takes a question, asks, and has the reply on the disk before the next.
 
-What is asked, and what the answers mean for the evaluation, is not known here.
+They end together: with the last question, at a limit of the budget, or when one of them fails or a signal comes; what
+is under way then is still waited for and kept.
 """
 
 from __future__ import annotations

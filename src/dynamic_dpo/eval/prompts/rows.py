@@ -1,7 +1,7 @@
 """One row, read as one prompt of an evaluation, in any of the shapes in which prompts are published.
 
 Knows HH transcripts, TL;DR posts, conversations, AlpacaEval- and Arena-Hard-style objects and plain texts, and raises
-``BadRow`` for what is none of them. Pure functions on plain objects: files, samples and models are not known here.
+``BadRow`` for what is none of them. Pure functions on plain objects.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The prompts of an evaluation: loaded from any supported set, named by content, counted, and drawn by a seed.
 
 Equal prompts are one prompt, rows that give none are quarantined, and the sample depends on seed and content
-alone, never on the order of rows. What a row may look like is known in ``prompt_rows``; what becomes of a prompt,
-nowhere here.
+alone, never on the order of rows. What a row may look like stands in ``rows``.
 """
 
 from __future__ import annotations
@@ -22,8 +21,9 @@ from dynamic_dpo.data.quarantine import BadRow, Quarantine
 from dynamic_dpo.data.sources import load_rows
 from dynamic_dpo.errors import ConfigError, DataError
 from dynamic_dpo.eval.prompts.rows import PromptFields, read_prompt
-from dynamic_dpo.eval.records import PromptRecord, content_hash
+from dynamic_dpo.eval.records import PromptRecord
 from dynamic_dpo.utils.files import write_text
+from dynamic_dpo.utils.hashing import content_hash
 
 logger = logging.getLogger("dynamic_dpo")
 

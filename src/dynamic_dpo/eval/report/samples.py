@@ -7,10 +7,11 @@ from typing import TypeVar
 
 from markupsafe import Markup
 
-from dynamic_dpo.eval.records import JudgementRecord, OutputRecord, PromptRecord, content_hash
+from dynamic_dpo.eval.records import JudgementRecord, OutputRecord, PromptRecord
 from dynamic_dpo.eval.report.data import EvaluationData
 from dynamic_dpo.eval.statistics.comparisons import distinct
 from dynamic_dpo.pages.shapes import Chip, Output, Remark, section, side_by_side
+from dynamic_dpo.utils.hashing import content_hash
 
 Record = TypeVar("Record", OutputRecord, JudgementRecord)
 

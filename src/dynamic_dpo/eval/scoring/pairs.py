@@ -23,11 +23,11 @@ from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.rows import PairBatch
 from dynamic_dpo.engine.scorer import pair_logps
 from dynamic_dpo.errors import ConfigError, ModelError
-from dynamic_dpo.eval.records import content_hash
 from dynamic_dpo.models.adapters import find_model, free_unused_models, open_model, pick_device
 from dynamic_dpo.models.sources import load_tokenizer
 from dynamic_dpo.models.vocabulary import check_same_tokens
 from dynamic_dpo.utils.files import write_text
+from dynamic_dpo.utils.hashing import content_hash
 
 
 @dataclass(frozen=True)

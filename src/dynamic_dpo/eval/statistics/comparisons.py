@@ -1,8 +1,8 @@
 """Judgements gathered into what they say about two models: wins, losses, ties and invalid verdicts, per prompt.
 
 A prompt is the unit that was drawn at random; its orders and samples belong together and are kept together
-(they resemble each other, so counting them as independent would make every interval too narrow). What the
-counts amount to is computed elsewhere.
+(they resemble each other, so counting them as independent would make every interval too narrow). Rates, intervals
+and tests are computed from these counts.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Prompts are resampled whole, with all their orders and samples, by smooth weights (Rubin's Bayesian bootstrap);
 one further prompt, half won and half lost, is resampled with them. Without it 32 wins of 32 would give an
-interval of no width. What is computed from the weights is not known here.
+interval of no width.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The win rate of a model against a baseline, with an interval that knows the prompts were a sample.
 
 One definition everywhere: (W + T/2) / (W + L + T). Ties and invalid verdicts are always given beside it, for
-both change what it means. Who judged, and what the texts were, is not known here.
+both change what it means.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Servers and models differ in the name of the token limit, and refuse a temperature, a JSON schema or
 log-probabilities; some with a 400 that names the parameter, some with a 500. A request is sent with all that is
-wanted and sent again without what the server seems to refuse. What is asked is not known here.
+wanted and sent again without what the server seems to refuse.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Negotiator:
 
     def __init__(self, retry: RetryPolicy) -> None:
         self.retry = retry
-        # By what was wanted: what was never sent is not known to be accepted.
+        # By what was wanted: a server that accepts one request may refuse one with more in it.
         self._found: dict[Capabilities, Capabilities] = {}
         self._lock = threading.Lock()
 
@@ -89,16 +89,17 @@ class Negotiator:
     def _find_out(
         self, wanted: Capabilities, send: Callable[[Capabilities], Any]
     ) -> tuple[Any, Capabilities]:
+        # A refusal that names a parameter is taken at its word. One that names none may be due to any optional part:
+        # they are left out one by one, and sent again if leaving them out did not help.
         trial = wanted
-        # A fault without a named parameter makes the optional ones suspects; once acquitted, they stay so.
-        suspect_from: Capabilities | None = None
-        acquitted = False
+        before_leaving_out: Capabilities | None = None
+        did_not_help = False
         first: RefusedError | None = None
 
         def is_final(status: int, words: str, attempt: int) -> bool:
-            if status not in (500, 501) or acquitted:
+            if status not in (500, 501) or did_not_help:
                 return False
-            if suspect_from is not None or _named(words, trial) is not None:
+            if before_leaving_out is not None or _named(words, trial) is not None:
                 return True
             # One 500 happens to every server; two in a row may mean the request.
             return attempt >= 1 and _without_next(trial) is not None
@@ -111,17 +112,17 @@ class Negotiator:
                     raise
                 named = _named(error.words, trial)
                 if named is not None:
-                    trial, suspect_from = named, None
+                    trial, before_leaving_out = named, None
                     continue
                 first = first or error
-                smaller = None if acquitted else _without_next(trial)
+                smaller = None if did_not_help else _without_next(trial)
                 if smaller is not None:
-                    suspect_from, trial = suspect_from or trial, smaller
-                elif error.status >= 500 and suspect_from is not None:
+                    before_leaving_out, trial = before_leaving_out or trial, smaller
+                elif error.status >= 500 and before_leaving_out is not None:
                     # It fails without them too: a fault of the server, to be waited for like any other.
-                    trial, suspect_from, acquitted = suspect_from, None, True
+                    trial, before_leaving_out, did_not_help = before_leaving_out, None, True
                 else:
-                    raise (error if acquitted else first) from None
+                    raise (error if did_not_help else first) from None
 
 
 def _named(words: str, trial: Capabilities) -> Capabilities | None:

@@ -1,7 +1,7 @@
 """One model behind a server that speaks OpenAI's chat protocol: messages in, text and token counts out.
 
-Connects when first asked, with the key of the environment, sends what the server accepts, and repeats what may
-succeed. What the messages say is not known here.
+Connects when first asked, with the key of the environment, sends what the server accepts (``capabilities``), and
+repeats what may succeed (``retry``).
 """
 
 from __future__ import annotations
