@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dynamic_dpo.errors import ConfigError, DataError, JudgeError
-from dynamic_dpo.eval.judges.base import Comparison, PointwiseJudge, Reply, conversation_text
+from dynamic_dpo.eval.judges.base import PointwiseJudge, Reply, ShownPair, conversation_text
 from dynamic_dpo.eval.judges.verdict import Verdict
 from dynamic_dpo.eval.judging.ledger import JudgeLedger, read_ledger
 from dynamic_dpo.eval.judging.questions import Question, make_questions
@@ -452,7 +452,7 @@ def test_unusable_scores_are_an_error_and_no_verdict(values: list[float], messag
 
     prompt = PromptRecord.of([{"role": "user", "content": "Hi"}])
     with pytest.raises(JudgeError, match=message):
-        PointwiseJudge(Broken()).ask_many([Comparison(prompt, "good 0", "bad 0")])
+        PointwiseJudge(Broken()).ask_many([ShownPair(prompt, "good 0", "bad 0")])
 
 
 def test_turns_of_a_conversation_keep_their_roles() -> None:

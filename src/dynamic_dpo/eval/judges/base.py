@@ -34,8 +34,8 @@ class Reply(NamedTuple):
     completion_tokens: int = 0
 
 
-class Comparison(NamedTuple):
-    """Two outputs for one prompt in the order in which a judge sees them."""
+class ShownPair(NamedTuple):
+    """Two outputs for one prompt as a judge sees them: in an order, and without their models' names."""
 
     prompt: PromptRecord
     first: str
@@ -81,16 +81,16 @@ class Judge(Protocol):
 
 @runtime_checkable
 class BatchJudge(Judge, Protocol):
-    """A judge that is faster on several comparisons at once, such as a model on a GPU.
+    """A judge that is faster on several pairs at once, such as a model on a GPU.
 
     Attributes:
-        batch_size: How many comparisons to hand it together.
+        batch_size: How many pairs to hand it together.
     """
 
     batch_size: int
 
-    def ask_many(self, comparisons: Sequence[Comparison]) -> list[Reply]:
-        """Answer several comparisons, in their order."""
+    def ask_many(self, pairs: Sequence[ShownPair]) -> list[Reply]:
+        """Answer about several pairs, in their order."""
         ...
 
 
@@ -149,16 +149,16 @@ class PointwiseJudge:
 
     def ask(self, prompt: PromptRecord, first: str, second: str, *, attempt: int = 0) -> Reply:
         """Compare two outputs; a second attempt would say the same."""
-        return self.ask_many([Comparison(prompt, first, second)])[0]
+        return self.ask_many([ShownPair(prompt, first, second)])[0]
 
-    def ask_many(self, comparisons: Sequence[Comparison]) -> list[Reply]:
+    def ask_many(self, pairs: Sequence[ShownPair]) -> list[Reply]:
         """Compare several pairs; an output that occurs in several of them, as in both orders, is scored once.
 
         Raises:
             JudgeError: If the scorer gives another number of scores than asked for, or one that is not finite.
         """
         items: dict[tuple[str, str], tuple[PromptRecord, str]] = {}
-        for prompt, *texts in comparisons:
+        for prompt, *texts in pairs:
             items.update({(prompt.id, text): (prompt, text) for text in texts})
         with self._lock:
             values = self.scorer.score_many(list(items.values()))
@@ -175,7 +175,7 @@ class PointwiseJudge:
         scores = dict(zip(items, values, strict=True))
         return [
             self._compare(scores[prompt.id, first], scores[prompt.id, second])
-            for prompt, first, second in comparisons
+            for prompt, first, second in pairs
         ]
 
     def _compare(self, first: float, second: float) -> Reply:

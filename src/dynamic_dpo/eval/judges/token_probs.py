@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from dynamic_dpo.eval.judges.chat.server import Token
-from dynamic_dpo.eval.judges.verdict import Reading, Verdict
+from dynamic_dpo.eval.judges.verdict import ReadReply, Verdict
 
 _LETTERS = re.compile(r"[A-Za-z]+")
 _NO_LETTERS = re.compile(r"[^A-Za-z]*")
@@ -19,7 +19,7 @@ _TIES = ("tie", "tied", "draw")
 
 
 def verdict_probabilities(
-    text: str, tokens: Sequence[Token] | None, reading: Reading
+    text: str, tokens: Sequence[Token] | None, reading: ReadReply
 ) -> dict[Verdict, float] | None:
     """Return the probabilities of A, B and a tie where the verdict was written.
 
@@ -37,7 +37,7 @@ def verdict_probabilities(
 
     Example:
         >>> tokens = [Token("Verdict:", ()), Token(" A", ((" A", math.log(0.6)), (" B", math.log(0.2))))]
-        >>> found = verdict_probabilities("Verdict: A", tokens, Reading(Verdict.A, "", 9))
+        >>> found = verdict_probabilities("Verdict: A", tokens, ReadReply(Verdict.A, "", 9))
         >>> round(found[Verdict.A], 3), found[Verdict.TIE]
         (0.75, 0.0)
     """

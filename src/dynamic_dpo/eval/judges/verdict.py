@@ -31,7 +31,7 @@ class Verdict(StrEnum):
         return {Verdict.A: Verdict.B, Verdict.B: Verdict.A}.get(self, self)
 
 
-class Reading(NamedTuple):
+class ReadReply(NamedTuple):
     """What a reply says.
 
     Attributes:
@@ -107,7 +107,7 @@ def parse_verdict(reply: str | None) -> Verdict:
     return read_reply(reply).verdict
 
 
-def read_reply(reply: str | None) -> Reading:
+def read_reply(reply: str | None) -> ReadReply:
     """Read verdict and reasons of one reply.
 
     Args:
@@ -118,10 +118,10 @@ def read_reply(reply: str | None) -> Reading:
 
     Example:
         >>> read_reply('{"reason": "B is kinder.", "verdict": "B"}')
-        Reading(verdict=<Verdict.B: 'B'>, reason='B is kinder.', label_at=39)
+        ReadReply(verdict=<Verdict.B: 'B'>, reason='B is kinder.', label_at=39)
     """
     text = reply or ""
-    invalid = Reading(Verdict.INVALID, text.strip())
+    invalid = ReadReply(Verdict.INVALID, text.strip())
     thoughts = _THOUGHTS.match(text)
     start = thoughts.end() if thoughts else 0
     if _OPEN_THOUGHTS.match(text, start):
@@ -133,7 +133,7 @@ def read_reply(reply: str | None) -> Reading:
     final = parts[-1]
     assert final.verdict is not None
     reason = final.reason if final.reason is not None else text[start : claims[0].start]
-    return Reading(final.verdict, reason.strip(), final.label_at)
+    return ReadReply(final.verdict, reason.strip(), final.label_at)
 
 
 class _Part(NamedTuple):

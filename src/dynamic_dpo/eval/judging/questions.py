@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from dynamic_dpo.errors import DataError
-from dynamic_dpo.eval.judges.base import Comparison
+from dynamic_dpo.eval.judges.base import ShownPair
 from dynamic_dpo.eval.records import JudgementRecord, OutputRecord, PromptRecord
 from dynamic_dpo.utils.hashing import content_hash
 
@@ -37,9 +37,9 @@ class Question:
     second_text: str
 
     @property
-    def comparison(self) -> Comparison:
+    def shown(self) -> ShownPair:
         """What the judge sees: no model's name."""
-        return Comparison(self.prompt, self.first_text, self.second_text)
+        return ShownPair(self.prompt, self.first_text, self.second_text)
 
     @property
     def is_identical(self) -> bool:

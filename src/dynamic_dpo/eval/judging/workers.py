@@ -104,7 +104,7 @@ class Workers:
 
     def _answer(self, key: str, question: Question) -> None:
         earlier = self.ledger.invalid_replies(key)
-        prompt, first, second = question.comparison
+        prompt, first, second = question.shown
         while self.meter.admit():
             try:
                 reply = self.judge.ask(prompt, first, second, attempt=len(earlier))
@@ -128,7 +128,7 @@ class Workers:
         assert isinstance(self.judge, BatchJudge)
         while batch and (admitted := self.meter.admit_up_to(len(batch))):
             asked, batch = batch[:admitted], batch[admitted:]
-            replies = self.judge.ask_many([question.comparison for _, question in asked])
+            replies = self.judge.ask_many([question.shown for _, question in asked])
             for (key, question), reply in zip(asked, replies, strict=True):
                 self._land(key, question, reply, [])
 

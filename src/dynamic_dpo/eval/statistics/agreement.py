@@ -10,7 +10,8 @@ from itertools import combinations
 from dynamic_dpo.eval.records import JudgementRecord
 from dynamic_dpo.eval.statistics.comparisons import distinct
 
-Question = tuple[str, int, str, str]
+# Prompt id, sample, and the two models in their names' order: both orders of a question are one.
+OutputPair = tuple[str, int, str, str]
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def judge_agreement(judgements: Sequence[JudgementRecord]) -> list[Agreement]:
     Returns:
         One entry for every two judges, in their names' order; empty for a single judge.
     """
-    outcomes: dict[str, dict[Question, int]] = {}
+    outcomes: dict[str, dict[OutputPair, int]] = {}
     for record in distinct(judgements):
         by_question = outcomes.setdefault(record.judge, {})
         if record.verdict == "invalid":
@@ -58,7 +59,7 @@ def judge_agreement(judgements: Sequence[JudgementRecord]) -> list[Agreement]:
     ]
 
 
-def _agreement(one: str, two: str, of_one: dict[Question, int], of_two: dict[Question, int]) -> Agreement:
+def _agreement(one: str, two: str, of_one: dict[OutputPair, int], of_two: dict[OutputPair, int]) -> Agreement:
     from sklearn.metrics import cohen_kappa_score
 
     shared = sorted(of_one.keys() & of_two.keys())
