@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dynamic_dpo.eval.prompts.format import PromptFormat
+from dynamic_dpo.eval.prompts.render import PromptFormat
 from dynamic_dpo.models.adapters import ModelFiles, find_model
 
 

@@ -23,7 +23,7 @@ from dynamic_dpo.eval.generate.stage import (
     write_outputs,
 )
 from dynamic_dpo.eval.model_spec import ModelSpec
-from dynamic_dpo.eval.prompts.format import model_prompt
+from dynamic_dpo.eval.prompts.render import model_prompt
 from dynamic_dpo.eval.records import PromptRecord
 from dynamic_dpo.models.adapters import find_model, open_model, pick_device
 from dynamic_dpo.utils.json_lines import JsonLinesFile

@@ -5,15 +5,13 @@ The other settings of judges are in ``judging``.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dynamic_dpo.config.base import Section, refuse, refuse_fault
+from dynamic_dpo.eval.generate.settings import EngineName, Precision
 from dynamic_dpo.eval.judges.template import DEFAULT_TEMPLATE
+from dynamic_dpo.eval.prompts.render import PromptFormat
 from dynamic_dpo.utils.names import folder_fault, relative_path_fault
-
-PromptFormat = Literal["auto", "chat", "text"]
 
 
 class EvaluationDatasetSection(Section):
@@ -93,10 +91,8 @@ class GenerationSection(Section):
     )
     num_samples: int = Field(default=1, ge=1, description="Outputs per prompt and model.")
     seed: int = Field(default=42, ge=0, description="Seed of the sampling.")
-    engine: Literal["transformers", "vllm"] = Field(
-        default="transformers", description="What generates; vllm needs CUDA GPUs."
-    )
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    engine: EngineName = Field(default="transformers", description="What generates; vllm needs CUDA GPUs.")
+    precision: Precision = Field(
         default="auto",
         description="Number format of the models; auto: float32 on a CPU, bfloat16 on a GPU.",
     )

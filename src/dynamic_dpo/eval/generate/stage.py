@@ -26,8 +26,7 @@ from dynamic_dpo.eval.generate.ready import (
 from dynamic_dpo.eval.generate.settings import GenerationSettings, OutputEngine
 from dynamic_dpo.eval.lint import lint_output
 from dynamic_dpo.eval.model_spec import ModelSpec
-from dynamic_dpo.eval.prompts.format import model_prompt
-from dynamic_dpo.eval.prompts.render import Prompt, render_prompt
+from dynamic_dpo.eval.prompts.render import Prompt, model_prompt, render_prompt
 from dynamic_dpo.eval.records import OutputRecord, PromptRecord
 from dynamic_dpo.models.adapters import ModelFiles, pick_device, text_fingerprint
 from dynamic_dpo.utils.hashing import content_hash

@@ -1,7 +1,8 @@
-"""Prompts as users write them, rendered once to the token ids that a model reads.
+"""From a conversation to the token ids that one model reads, rendered once.
 
-A prompt is plain text, continued as it stands, or a list of chat messages, rendered by the tokenizer's own
-template with its generation header. Nothing downstream sees text again, so nothing can be tokenised twice.
+The conversation is the same for every model of an evaluation; what a model is given of it may differ: chat messages,
+rendered by the tokenizer's own template with its generation header, or plain text, continued as it stands, with an
+instruction around either. Nothing downstream sees text again, so nothing can be tokenised twice.
 """
 
 from __future__ import annotations
@@ -9,12 +10,67 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from dynamic_dpo.errors import DataError, ModelError
+from dynamic_dpo.eval.records import Message
 
-Message: TypeAlias = Mapping[str, str]
-Prompt: TypeAlias = str | Sequence[Message]
+Prompt: TypeAlias = str | Sequence[Mapping[str, str]]
+PromptFormat = Literal["auto", "chat", "text"]
+_TAGS = {"user": "Human", "assistant": "Assistant"}
+
+
+def model_prompt(
+    messages: Sequence[Message],
+    *,
+    template: str | None = None,
+    prompt_format: PromptFormat = "auto",
+    has_chat_template: bool = True,
+) -> Prompt:
+    r"""Return a conversation as one model is to read it.
+
+    Args:
+        messages: The conversation.
+        template: Text with ``{prompt}`` in the place of the last turn (chat), or of the whole conversation (text).
+        prompt_format: ``chat`` gives messages, ``text`` plain text: without a template the HH transcript that HH
+            models are trained on. ``auto`` takes what the tokenizer can do.
+        has_chat_template: Whether the tokenizer has a chat template.
+
+    Returns:
+        Messages, or text.
+
+    Example:
+        >>> turns = [{"role": "user", "content": "Why?"}]
+        >>> model_prompt(turns, template="Answer in one word: {prompt}")
+        [{'role': 'user', 'content': 'Answer in one word: Why?'}]
+        >>> model_prompt(turns, prompt_format="text")
+        '\n\nHuman: Why?\n\nAssistant:'
+        >>> model_prompt(turns, prompt_format="text", template="{prompt}\n\nTL;DR:")
+        'Why?\n\nTL;DR:'
+    """
+    if prompt_format == "chat" or (prompt_format == "auto" and has_chat_template):
+        if template is None:
+            return list(messages)
+        *before, last = messages
+        return [*before, {**last, "content": template.replace("{prompt}", last["content"])}]
+    if template is None:
+        return transcript(messages) + "\n\nAssistant:"
+    alone = len(messages) == 1
+    return template.replace("{prompt}", messages[0]["content"] if alone else transcript(messages).lstrip())
+
+
+def transcript(messages: Sequence[Message]) -> str:
+    r"""Write a conversation with the tags of HH; what has another role stands without one.
+
+    Example:
+        >>> transcript([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}])
+        '\n\nHuman: Hi\n\nAssistant: Yes?'
+    """
+    parts = []
+    for message in messages:
+        tag = _TAGS.get(message["role"])
+        parts.append(f"\n\n{tag}: {message['content']}" if tag else f"\n\n{message['content']}")
+    return "".join(parts)
 
 
 def prompt_key(prompt: Prompt) -> str:
@@ -80,7 +136,7 @@ def render_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     return list(tokenizer(opened, add_special_tokens=False)["input_ids"])
 
 
-def check_messages(prompt: Sequence[Message]) -> None:
+def check_messages(prompt: Sequence[Mapping[str, str]]) -> None:
     """Raise a `DataError` unless ``prompt`` is a chat that waits for the assistant."""
     for message in prompt:
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):

@@ -15,8 +15,7 @@ from dynamic_dpo.engine.rows import PairBatch
 from dynamic_dpo.engine.scorer import pair_logps
 from dynamic_dpo.errors import DataError
 from dynamic_dpo.eval.model_spec import ModelSpec
-from dynamic_dpo.eval.prompts.format import model_prompt
-from dynamic_dpo.eval.prompts.render import render_prompt
+from dynamic_dpo.eval.prompts.render import model_prompt, render_prompt
 from dynamic_dpo.eval.records import PromptRecord
 from dynamic_dpo.eval.scoring.pairs import score_pairs
 from dynamic_dpo.models.adapters import find_model, free_unused_models, open_model, pick_device
