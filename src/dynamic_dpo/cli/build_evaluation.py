@@ -73,10 +73,11 @@ def check_judge(config: EvaluationConfig) -> None:
         ConfigError: If the judge's function, template or price cannot be had, or a key stands in the settings.
         JudgeError: If the environment has no key.
     """
+    from dynamic_dpo.eval.judges.table import JUDGES
     from dynamic_dpo.eval.judging.spending import BudgetMeter, Spending
 
     build_judge(config)
-    if config.judge.kind != "openai":
+    if "gpt4_oracle" not in JUDGES[config.judge.kind].settings:
         return
     if "@" in (config.judge.base_url or ""):
         # The value is not shown: this message may end in a log.
@@ -148,15 +149,12 @@ def _identity(config: EvaluationConfig) -> dict[str, Any]:
     from dynamic_dpo.eval.judges.template import custom_template
 
     judge, oracle = config.judge, config.gpt4_oracle
-    if judge.kind != "openai":
-        # As in version 0.2 with both names, whichever of the two it is; the batch changes only the speed.
-        return judge.model_dump(
-            include={"kind", "reward_model", "function", *JUDGES[judge.kind].settings} - {"batch_size"}
-        )
-    own = {"kind", "template", "max_invalid_retries", "logprobs", "json_schema"}
-    identity = judge.model_dump(include=own) | oracle.model_dump(
-        include={"model", "temperature", "max_tokens"}
-    )
+    own = {"kind", *JUDGES[judge.kind].settings} - {"batch_size", "base_url"}
+    if "gpt4_oracle" not in JUDGES[judge.kind].settings:
+        # With both names, whichever of the two it is: version 0.2 wrote it so.
+        return judge.model_dump(include=own | {"reward_model", "function"})
+    identity = judge.model_dump(include=own)
+    identity |= oracle.model_dump(include={"model", "temperature", "max_tokens"})
     if judge.template == "custom":
         # The texts themselves, as in version 0.2, whether they were written into the file or are the default's.
         asked = custom_template(oracle.system_prompt, oracle.prompt_template)

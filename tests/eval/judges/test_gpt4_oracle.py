@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from dynamic_dpo.errors import ConfigError, JudgeError
-from dynamic_dpo.eval.judges.chat.retry import RetryPolicy, retry_after
 from dynamic_dpo.eval.judges.chat.server import Usage
 from dynamic_dpo.eval.judges.gpt4_oracle import GPT4Oracle, content_id
 from dynamic_dpo.eval.judges.verdict import Verdict
@@ -324,42 +323,10 @@ def test_texts_that_look_like_places_are_left_alone() -> None:
     assert oracle.question("{output_a}", "{prompt}", "{}") == '{"p": {output_a}, "a": {prompt}, "b": {}}'
 
 
-def test_retry_after_may_be_a_date() -> None:
-    in_a_minute = email.utils.formatdate(time.time() + 60, usegmt=True)
-    assert retry_after({"retry-after": in_a_minute}) == pytest.approx(60, abs=2)
-    long_ago = email.utils.formatdate(0, usegmt=True)
-    assert retry_after({"retry-after": long_ago}) == 0.0
-
-
-@pytest.mark.parametrize("value", ["nan", "inf", "-5"])
-def test_a_senseless_retry_after_does_not_stop_the_run(value: str) -> None:
-    assert retry_after({"retry-after": value}) in (None, 0.0)
-
-
 def test_no_retries_means_one_attempt(script: ScriptedServer, waits: list[float]) -> None:
     script.add(error(500, "oh"))
     with pytest.raises(JudgeError, match="each of 1 attempts"):
         make_oracle(script, max_retries=0).judge("p", "one", "two")
-    assert waits == []
-
-
-def test_waits_double_up_to_their_limit_however_many_there_are(waits: list[float]) -> None:
-    import openai
-
-    def request() -> None:
-        raise openai.APIConnectionError(request=None)  # type: ignore[arg-type]
-
-    with pytest.raises(JudgeError, match="gave no connection at each of 1501 attempts"):
-        RetryPolicy(1500, 1.0, 5.0).call(request)
-    assert waits == [1, 2, 4, *[5] * 1497]
-
-
-def test_an_interruption_is_no_fault_to_be_waited_for(waits: list[float]) -> None:
-    def request() -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        RetryPolicy(3, 1.0, 5.0).call(request)
     assert waits == []
 
 
