@@ -1,4 +1,4 @@
-"""Packed rows: no padding, every pair by itself, on the CPU and by FlexAttention's mask."""
+"""Packed rows: no padding, every prompt with its answers by itself, on the CPU and by FlexAttention's mask."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dynamic_dpo.engine.attention import PACKED_ATTENTION, packed_attention
 from dynamic_dpo.engine.config import EngineConfig
-from dynamic_dpo.engine.flex import flex_attention_of_pairs, pair_mask
+from dynamic_dpo.engine.flex import flex_packed_attention, packed_mask
 from dynamic_dpo.engine.plan import plan_microbatches
-from dynamic_dpo.engine.rows import PADDING, PairBatch, PairSpan, packed_rows, shared_rows
+from dynamic_dpo.engine.rows import (
+    PADDING,
+    PairBatch,
+    PromptBatch,
+    PromptSpan,
+    packed_rows,
+    row_lengths,
+    shared_rows,
+)
 from dynamic_dpo.engine.scorer import PairScorer
 from dynamic_dpo.engine.token_budget import activation_bytes, default_token_budget, device_memory
 from dynamic_dpo.errors import ConfigError
@@ -35,8 +43,16 @@ def some_pairs() -> PairBatch:
     return PairBatch(prompts, chosen, rejected, range(len(SIZES)))
 
 
+def some_spans() -> tuple[PromptSpan, ...]:
+    """Spans of the pairs, and of prompts with one, three and six answers behind them."""
+    pairs, ids = some_pairs(), list(range(9))
+    answers = [[ids], [ids[:3], ids[:1], ids], [ids[:n] for n in (1, 4, 1, 7, 2, 1)]]
+    batch = PromptBatch([*pairs.prompts, ids[:5], ids[:2], ids], [*pairs.completions, *answers])
+    return packed_rows(batch).spans
+
+
 def projections(*, groups: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    length = sum(p + c + r - 2 for p, c, r in SIZES)
+    length = some_spans()[-1].end
     generator = torch.Generator().manual_seed(5)
     return tuple(
         torch.randn(1, heads, length, 8, dtype=dtype, generator=generator).requires_grad_()
@@ -44,14 +60,15 @@ def projections(*, groups: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     )
 
 
-def dense_mask(spans: tuple[PairSpan, ...]) -> torch.Tensor:
+def dense_mask(spans: tuple[PromptSpan, ...]) -> torch.Tensor:
     """The same rule by brute force: position by position. Shape [T, T]."""
     allowed = torch.zeros(spans[-1].end, spans[-1].end, dtype=torch.bool)
     for span in spans:
         for query in range(span.start, span.end):
             for key in range(span.start, query + 1):
-                sees_other_answer = query >= span.fork and span.prompt_end <= key < span.fork
-                allowed[query, key] = not sees_other_answer
+                # Ends that lie before a position number the answer that it belongs to; none before the prompt's end.
+                of_query, of_key = (sum(end <= place for end in span.ends) for place in (query, key))
+                allowed[query, key] = key < span.prompt_end or of_query == of_key
     return allowed
 
 
@@ -64,13 +81,13 @@ def test_packed_rows_are_the_shared_rows_without_their_padding() -> None:
     assert torch.equal(packed.position_ids[0], padded.position_ids[real])
     at_packed = packed.input_ids.flatten()[packed.predictors]
     assert torch.equal(at_packed, padded.input_ids.flatten()[padded.predictors])
-    assert [span.end - span.start for span in packed.spans] == pairs.row_lengths(shared=True)
+    assert [span.end - span.start for span in packed.spans] == row_lengths(pairs, shared=True)
 
 
 @pytest.mark.parametrize("groups", [6, 2], ids=["all heads", "grouped heads"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-14)])
 def test_packed_attention_is_masked_attention(groups: int, dtype: torch.dtype, tolerance: float) -> None:
-    spans = packed_rows(some_pairs()).spans
+    spans = some_spans()
     ours, theirs = projections(groups=groups, dtype=dtype), projections(groups=groups, dtype=dtype)
     output = packed_attention(*ours, spans, scale=0.3)
     query, key, value = theirs
@@ -86,17 +103,17 @@ def test_packed_attention_is_masked_attention(groups: int, dtype: torch.dtype, t
 
 
 def test_the_mask_of_flex_attention_says_the_same() -> None:
-    spans = packed_rows(some_pairs()).spans
-    mask, positions = pair_mask(spans, "cpu"), torch.arange(spans[-1].end)
+    spans = some_spans()
+    mask, positions = packed_mask(spans, "cpu"), torch.arange(spans[-1].end)
     nothing = torch.zeros(())
     assert torch.equal(mask(nothing, nothing, positions[:, None], positions[None, :]), dense_mask(spans))
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_gives_what_packed_attention_gives() -> None:
-    spans = packed_rows(some_pairs()).spans
+    spans = some_spans()
     query, key, value = (part.detach() for part in projections(groups=2, dtype=torch.float32))
-    ours = flex_attention_of_pairs(query, key, value, spans, scale=0.3)
+    ours = flex_packed_attention(query, key, value, spans, scale=0.3)
     expected = packed_attention(query, key, value, spans, scale=0.3).transpose(1, 2)
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
 

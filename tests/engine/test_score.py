@@ -177,7 +177,9 @@ def test_lengths_are_the_completions(caplog: pytest.LogCaptureFixture) -> None:
     assert result.chosen_lengths.tolist() == [len(ids) for ids in pairs.chosen]
     assert result.rejected_lengths.tolist() == [len(ids) for ids in pairs.rejected]
     assert not caplog.records
-    assert completion_lengths(shared_rows(pairs)).shape == (6, 2)
+    assert (
+        completion_lengths(shared_rows(pairs)).view(-1, 2)[:, 1].tolist() == result.rejected_lengths.tolist()
+    )
 
 
 def test_a_float64_model_keeps_float64() -> None:
@@ -320,7 +322,7 @@ def test_the_self_check_passes_on_an_honest_model_and_fails_on_sabotaged_scoring
     def chosen_seen_by_rejected(pairs: PairBatch) -> Any:
         rows = honest(pairs)
         rows.segments[rows.segments == 2] = 1
-        return replace(rows, spans=tuple(span._replace(prompt_end=span.fork) for span in rows.spans))
+        return replace(rows, spans=tuple(span._replace(prompt_end=span.ends[0]) for span in rows.spans))
 
     monkeypatch.setattr(scorer, "rows", chosen_seen_by_rejected)
     with pytest.raises(ModelError, match=r"self-check failed.*rows \[0, 1, 2\].*engine.layout=plain"):
@@ -351,9 +353,9 @@ def test_the_model_scores_rows_and_still_answers_as_before() -> None:
     model = tiny_llama()
     ids = torch.tensor([[5, 6, 7]])
     before = model(input_ids=ids).logits
-    with scoring_enabled(model, lambda _, rows: {"logps": torch.zeros(rows.num_pairs, 2)}):
+    with scoring_enabled(model, lambda _, rows: {"logps": torch.zeros(rows.num_sequences)}):
         assert torch.equal(model(input_ids=ids).logits, before)
-        assert torch.equal(model(rows=shared_rows(some_pairs(2)))["logps"], torch.zeros(2, 2))
+        assert torch.equal(model(rows=shared_rows(some_pairs(2)))["logps"], torch.zeros(4))
         # The trainer above reads the signature to learn what the model takes.
         assert list(inspect.signature(model.forward).parameters) == list(
             inspect.signature(tiny_llama().forward).parameters
@@ -436,7 +438,7 @@ def test_a_copy_of_a_scoring_model_answers_with_its_own_weights() -> None:
         assert not logits.any()
         assert scored(scorer, model, some_pairs(2)).abs().max() > 1
         uniform = scored(scorer, twin, some_pairs(2))
-    lengths = completion_lengths(shared_rows(some_pairs(2)))
+    lengths = completion_lengths(shared_rows(some_pairs(2))).view(-1, 2)
     torch.testing.assert_close(uniform, -lengths * torch.log(torch.tensor(float(VOCAB))))
 
 

@@ -389,7 +389,7 @@ def test_the_self_check_stops_a_run_whose_scoring_is_wrong(
 
     def chosen_seen_by_rejected(pairs: Any) -> Any:
         rows = honest(pairs)
-        return replace(rows, spans=tuple(span._replace(prompt_end=span.fork) for span in rows.spans))
+        return replace(rows, spans=tuple(span._replace(prompt_end=span.ends[0]) for span in rows.spans))
 
     monkeypatch.setattr(trainer.policy.scorer, "rows", chosen_seen_by_rejected)
     with pytest.raises(ModelError, match="self-check failed"):

@@ -1,9 +1,9 @@
-"""Attention over packed pairs: every pair by itself, no padding, nothing computed that a mask would throw away.
+"""Attention over packed rows: every prompt with its completions by itself, no padding, nothing masked away.
 
-All pairs of a micro-batch lie behind each other in one row, so that a model's linear layers see needed tokens
-only. In attention each pair is two causal triangles (prompt and chosen; rejected) and one rectangle (rejected
-on prompt); the rejected answer's two parts are merged by their log-sum-exp. What is attended to, and why, is
-the business of `rows`.
+All prompts of a micro-batch lie behind each other in one row, each followed by its completions, so that a model's
+linear layers see needed tokens only. In attention each is causal triangles (prompt and first completion; every
+further completion) and rectangles (a further completion on the prompt); a further completion's two parts are merged
+by their log-sum-exp. What is attended to, and why, is said in `rows`.
 
 The identity behind the merge is that of FlashAttention's split along keys (Dao et al. 2022, arXiv:2205.14135).
 """
@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from dynamic_dpo.engine.rows import PairSpan
+from dynamic_dpo.engine.rows import PromptSpan
 
 # The implementation's name in transformers' tables; without spans it is `sdpa` in every respect.
 PACKED_ATTENTION = "dynamic_dpo_packed"
@@ -31,32 +31,31 @@ _attend_backward: Callable[..., tuple[Tensor, Tensor, Tensor]] = (
 
 
 class _PackedAttention(torch.autograd.Function):
-    """Attention of every pair on its own tokens; heads of keys and values may be fewer (grouped queries)."""
+    """Attention within each span; heads of keys and values may be fewer (grouped queries)."""
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: Sequence[PairSpan], scale: float | None
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: Sequence[PromptSpan], scale: float | None
     ) -> Tensor:
         output = torch.empty_like(query)
         normalisers = query.new_empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
         for span in spans:
-            trunk, prompt, branch = _slices(span)
+            trunk, prompt = span.trunk, span.prompt
             output[:, :, trunk], normalisers[:, :, trunk] = _attend(
                 query[:, :, trunk], key[:, :, trunk], value[:, :, trunk], 0.0, True, scale=scale
             )
-            if span.fork == span.end:
-                continue  # A rejected answer of one token is predicted from the prompt alone.
-            states = query[:, :, branch]
-            on_prompt, its_weight = _attend(
-                states, key[:, :, prompt], value[:, :, prompt], 0.0, False, scale=scale
-            )
-            on_itself, own_weight = _attend(
-                states, key[:, :, branch], value[:, :, branch], 0.0, True, scale=scale
-            )
-            total = torch.logaddexp(its_weight, own_weight)
-            share = torch.exp(own_weight - total).unsqueeze(-1).to(output.dtype)
-            torch.lerp(on_prompt, on_itself, share.expand_as(on_prompt), out=output[:, :, branch])
-            normalisers[:, :, branch] = total
+            for branch in span.branches:
+                states = query[:, :, branch]
+                on_prompt, its_weight = _attend(
+                    states, key[:, :, prompt], value[:, :, prompt], 0.0, False, scale=scale
+                )
+                on_itself, own_weight = _attend(
+                    states, key[:, :, branch], value[:, :, branch], 0.0, True, scale=scale
+                )
+                total = torch.logaddexp(its_weight, own_weight)
+                share = torch.exp(own_weight - total).unsqueeze(-1).to(output.dtype)
+                torch.lerp(on_prompt, on_itself, share.expand_as(on_prompt), out=output[:, :, branch])
+                normalisers[:, :, branch] = total
         ctx.save_for_backward(query, key, value, output, normalisers)
         ctx.spans, ctx.scale = spans, scale
         return output
@@ -82,34 +81,29 @@ class _PackedAttention(torch.autograd.Function):
             )
 
         for span in ctx.spans:
-            trunk, prompt, branch = _slices(span)
+            trunk, prompt = span.trunk, span.prompt
             grad_query[:, :, trunk], grad_key[:, :, trunk], grad_value[:, :, trunk] = pull(trunk, trunk, True)
-            if span.fork == span.end:
-                continue
-            grad_query[:, :, branch], grad_key[:, :, branch], grad_value[:, :, branch] = pull(
-                branch, branch, True
-            )
-            to_query, to_key, to_value = pull(branch, prompt, False)
-            grad_query[:, :, branch] += to_query
-            grad_key[:, :, prompt] += to_key
-            grad_value[:, :, prompt] += to_value
+            for branch in span.branches:
+                grad_query[:, :, branch], grad_key[:, :, branch], grad_value[:, :, branch] = pull(
+                    branch, branch, True
+                )
+                to_query, to_key, to_value = pull(branch, prompt, False)
+                grad_query[:, :, branch] += to_query
+                grad_key[:, :, prompt] += to_key
+                grad_value[:, :, prompt] += to_value
         return grad_query, grad_key, grad_value, None, None
 
 
-def _slices(span: PairSpan) -> tuple[slice, slice, slice]:
-    return slice(span.start, span.fork), slice(span.start, span.prompt_end), slice(span.fork, span.end)
-
-
 def packed_attention(
-    query: Tensor, key: Tensor, value: Tensor, spans: Sequence[PairSpan], *, scale: float | None = None
+    query: Tensor, key: Tensor, value: Tensor, spans: Sequence[PromptSpan], *, scale: float | None = None
 ) -> Tensor:
-    """Let every pair of a packed row attend to itself: chosen and rejected to the prompt, not to each other.
+    """Let every span of a packed row attend to itself: completions to their prompt, not to each other.
 
     Args:
         query: Shape [1, H, T, D], on the CPU.
         key: Shape [1, G, T, D], G a divisor of H.
         value: Shape [1, G, T, D].
-        spans: The pairs; together they cover all T positions.
+        spans: The prompts with their completions; together they cover all T positions.
         scale: Factor on the scores; by default one over the root of D.
 
     Returns:
@@ -125,11 +119,11 @@ def _attention_forward(
     key: Tensor,
     value: Tensor,
     attention_mask: Any,
-    pair_spans: Sequence[PairSpan] | None = None,
+    spans: Sequence[PromptSpan] | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Answer a transformers attention layer: packed where ``pair_spans`` came with the call, else as ``sdpa``."""
-    if pair_spans is None:
+    """Answer a transformers attention layer: packed where ``spans`` came with the call, else as ``sdpa``."""
+    if spans is None:
         result: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, **options
         )
@@ -139,11 +133,11 @@ def _attention_forward(
     # Under autocast rotary embeddings leave queries and keys in float32; values are in the type of the matmuls.
     query, key = query.to(value.dtype), key.to(value.dtype)
     if query.device.type == "cpu":
-        output = packed_attention(query, key, value, pair_spans, scale=options.get("scaling"))
+        output = packed_attention(query, key, value, spans, scale=options.get("scaling"))
         return output.transpose(1, 2), None
-    from dynamic_dpo.engine.flex import flex_attention_of_pairs
+    from dynamic_dpo.engine.flex import flex_packed_attention
 
-    return flex_attention_of_pairs(query, key, value, pair_spans, scale=options.get("scaling")), None
+    return flex_packed_attention(query, key, value, spans, scale=options.get("scaling")), None
 
 
 AttentionInterface.register(PACKED_ATTENTION, _attention_forward)

@@ -124,7 +124,7 @@ def check_layouts_agree(model: Any, pairs: PairBatch, score_shared: Callable[[Pa
     Args:
         model: The causal language model.
         pairs: A few real pairs.
-        score_shared: The scoring in use: pairs to log-probabilities of shape [B, 2].
+        score_shared: The scoring in use: pairs to the log-probabilities of chosen, rejected, chosen, … Shape [2 B].
 
     Raises:
         ModelError: If they differ by more than rounding.
@@ -138,10 +138,10 @@ def check_layouts_agree(model: Any, pairs: PairBatch, score_shared: Callable[[Pa
             ]
         )
     if largest_excess(ours, oracle, model.dtype) > 0:
+        seen, expected = (values.view(-1, 2).tolist() for values in (ours, oracle))
         raise ModelError(
             "the self-check failed: shared-prefix rows and plain rows give other log-probabilities for rows "
-            f"{list(pairs.rows)}: {ours.tolist()} against {oracle.tolist()}. Set engine.layout=plain, and "
-            "please report the model"
+            f"{list(pairs.rows)}: {seen} against {expected}. Set engine.layout=plain, and please report the model"
         )
 
 

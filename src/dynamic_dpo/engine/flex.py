@@ -1,7 +1,7 @@
-"""Attention over packed pairs on a GPU: FlexAttention with a block mask made once per micro-batch.
+"""Attention over packed rows on a GPU: FlexAttention with a block mask made once per micro-batch.
 
-The mask says the same as the slices of `attention`: one's own pair, not the future, and of that pair the prompt
-or one's own answer. Blocks that hold nothing of it are skipped by the kernel.
+The mask says the same as the slices of `attention`: one's own span, not the future, and of that span the prompt
+or one's own completion. Blocks that hold nothing of it are skipped by the kernel.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from dynamic_dpo.engine.rows import CHOSEN, PROMPT, REJECTED, PairSpan
+from dynamic_dpo.engine.rows import PROMPT, PromptSpan
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-def pair_mask(spans: Sequence[PairSpan], device: torch.device | str) -> MaskFunction:
-    """Return the mask function of FlexAttention for packed pairs.
+def packed_mask(spans: Sequence[PromptSpan], device: torch.device | str) -> MaskFunction:
+    """Return the mask function of FlexAttention for packed rows.
 
     Args:
-        spans: The pairs of the row.
+        spans: The prompts of the row with their completions.
         device: Where the mask is asked.
 
     Returns:
@@ -31,26 +31,27 @@ def pair_mask(spans: Sequence[PairSpan], device: torch.device | str) -> MaskFunc
     """
     owners, segments = [], []
     for number, span in enumerate(spans):
-        sizes = (span.prompt_end - span.start, span.fork - span.prompt_end, span.end - span.fork)
-        owners += [number] * sum(sizes)
-        for kind, size in zip((PROMPT, CHOSEN, REJECTED), sizes, strict=True):
-            segments += [kind] * size
+        owners += [number] * (span.end - span.start)
+        segments += [PROMPT] * (span.prompt_end - span.start)
+        starts = (span.prompt_end, *span.ends)
+        for completion, (start, end) in enumerate(zip(starts, span.ends, strict=False), start=1):
+            segments += [completion] * (end - start)
     owner = torch.tensor(owners, dtype=torch.int32, device=device)
     segment = torch.tensor(segments, dtype=torch.int32, device=device)
 
     def mask(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        same_pair = owner[query] == owner[key]
+        same_span = owner[query] == owner[key]
         visible = (segment[key] == PROMPT) | (segment[key] == segment[query])
-        return same_pair & visible & (query >= key)
+        return same_span & visible & (query >= key)
 
     return mask
 
 
 @lru_cache(maxsize=2)
-def _block_mask(spans: tuple[PairSpan, ...], device: torch.device) -> BlockMask:
+def _block_mask(spans: tuple[PromptSpan, ...], device: torch.device) -> BlockMask:
     # Every layer of a micro-batch asks for the same mask; the next micro-batch for another.
     length = spans[-1].end
-    return create_block_mask(pair_mask(spans, device), None, None, length, length, device=device)
+    return create_block_mask(packed_mask(spans, device), None, None, length, length, device=device)
 
 
 @lru_cache(maxsize=1)
@@ -59,8 +60,8 @@ def _compiled() -> Any:
     return torch.compile(flex_attention, dynamic=True)
 
 
-def flex_attention_of_pairs(
-    query: Tensor, key: Tensor, value: Tensor, spans: Sequence[PairSpan], *, scale: float | None = None
+def flex_packed_attention(
+    query: Tensor, key: Tensor, value: Tensor, spans: Sequence[PromptSpan], *, scale: float | None = None
 ) -> Tensor:
     """Return what `attention.packed_attention` returns, transposed, through FlexAttention.
 
@@ -68,7 +69,7 @@ def flex_attention_of_pairs(
         query: Shape [1, H, T, D]; on a CPU it runs uncompiled, for tests.
         key: Shape [1, G, T, D].
         value: Shape [1, G, T, D].
-        spans: The pairs; together they cover all T positions.
+        spans: The prompts with their completions; together they cover all T positions.
         scale: Factor on the scores; by default one over the root of D.
 
     Returns:

@@ -1,4 +1,4 @@
-"""How the pairs of a step are cut into micro-batches: by a budget of padded tokens, longest rows together.
+"""How pairs, or prompts with their completions, are cut into micro-batches: by a budget of tokens, longest together.
 
 The cut is memory, not mathematics: losses, gradients and controller state do not depend on it.
 """
@@ -14,7 +14,7 @@ def plan_microbatches(
     lengths: Sequence[int],
     tokens_per_microbatch: int,
     *,
-    rows_per_pair: int = 1,
+    rows_per_prompt: int = 1,
     at_least: int = 1,
     padded: bool = True,
 ) -> list[list[int]]:
@@ -25,9 +25,9 @@ def plan_microbatches(
     as few micro-batches as first fit finds, or fewer, are filled evenly.
 
     Args:
-        lengths: Tokens of each pair's longest row.
-        tokens_per_microbatch: Budget of padded tokens, at least 1.
-        rows_per_pair: Rows that a pair takes in the layout, 1 or 2.
+        lengths: Tokens of the longest row of each pair, or of each prompt with its completions.
+        tokens_per_microbatch: Token budget, padding included, at least 1.
+        rows_per_prompt: Rows that it takes in the layout: 1, or one for each completion.
         at_least: Micro-batches to make at least, where ranks must agree on a number; at most one a pair.
         padded: Whether rows of a micro-batch are padded to the longest; ``False`` where pairs are packed.
 
@@ -49,7 +49,7 @@ def plan_microbatches(
         raise ConfigError(f"tokens_per_microbatch must be at least 1, got {tokens_per_microbatch}")
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     plan = (
-        _padded_plan(order, [rows_per_pair * length for length in lengths], tokens_per_microbatch)
+        _padded_plan(order, [rows_per_prompt * length for length in lengths], tokens_per_microbatch)
         if padded
         else _packed_plan(order, lengths, tokens_per_microbatch)
     )

@@ -1,38 +1,80 @@
-"""How preference pairs are laid out as rows of tokens: packed, shared-prefix, and plain rows as the oracle.
+"""How prompts and their completions are laid out as rows of tokens: packed, shared, and plain rows as the oracle.
 
-A shared row is ``[prompt | chosen | rejected]``: the prompt is computed once, rejected does not see chosen, and
-its positions restart after the prompt. Packed, all pairs lie behind each other in one row without padding. A
-plain row holds one completion behind its own copy of the prompt. Either way a row set says which hidden states
-predict which completion tokens. Models are not known here.
+A shared row is ``[prompt | completion | completion …]``, for a preference pair ``[prompt | chosen | rejected]``: the
+prompt is computed once, no completion sees another one, and the positions of each restart after the prompt. Packed,
+all of them lie behind each other in one row without padding. A plain row holds one completion behind its own copy of
+the prompt. Either way a row set says which hidden states predict which completion tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from itertools import accumulate
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-PROMPT, CHOSEN, REJECTED, PADDING = 0, 1, 2, 3
+# The segment of a position; that of a prompt's k-th completion is k, counted from 1.
+PADDING, PROMPT = -1, 0
 
 
-class PairSpan(NamedTuple):
-    """Where a pair lies in a packed row: prompt and chosen in [start, fork), rejected in [fork, end).
+class PromptSpan(NamedTuple):
+    """Where a prompt and its completions lie in a packed row.
 
     Attributes:
         start: First position of the prompt.
         prompt_end: One past the prompt's last position.
-        fork: One past the chosen answer's last position; the rejected answer starts here.
-        end: One past the rejected answer's last position.
+        ends: One past the last position of each completion; a completion starts where the one before it ends.
     """
 
     start: int
     prompt_end: int
-    fork: int
-    end: int
+    ends: tuple[int, ...]
+
+    @property
+    def end(self) -> int:
+        """One past the last position of all."""
+        return self.ends[-1]
+
+    @property
+    def prompt(self) -> slice:
+        """The prompt."""
+        return slice(self.start, self.prompt_end)
+
+    @property
+    def trunk(self) -> slice:
+        """The prompt and its first completion: an ordinary causal sequence."""
+        return slice(self.start, self.ends[0])
+
+    @property
+    def branches(self) -> list[slice]:
+        """The further completions, without those of one token: that is predicted from the prompt alone."""
+        parts = zip(self.ends, self.ends[1:], strict=False)
+        return [slice(start, end) for start, end in parts if start < end]
+
+
+class PromptsAndCompletions(Protocol):
+    """Token ids of prompts, and of each prompt's completions; none of them empty."""
+
+    @property
+    def prompts(self) -> Sequence[Sequence[int]]:
+        """Prompt ids."""
+        ...
+
+    @property
+    def completions(self) -> Sequence[Sequence[Sequence[int]]]:
+        """Of each prompt the ids of its completions, one or more."""
+        ...
+
+
+class PromptBatch(NamedTuple):
+    """Prompts with any number of completions each, as `PromptsAndCompletions` has them."""
+
+    prompts: Sequence[Sequence[int]]
+    completions: Sequence[Sequence[Sequence[int]]]
 
 
 @dataclass(frozen=True)
@@ -58,6 +100,11 @@ class PairBatch:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    @property
+    def completions(self) -> list[tuple[Sequence[int], Sequence[int]]]:
+        """Of each pair the chosen and the rejected completion."""
+        return list(zip(self.chosen, self.rejected, strict=True))
+
     def select(self, index: Sequence[int]) -> PairBatch:
         """Return the pairs at ``index``, in that order."""
         positions = list(index)
@@ -74,10 +121,21 @@ class PairBatch:
             pick(self.ref_rejected_logps),
         )
 
-    def row_lengths(self, *, shared: bool) -> list[int]:
-        """Return the length of each pair's longest row in the given layout, in tokens."""
-        sizes = [tuple(map(len, pair)) for pair in zip(self.prompts, self.chosen, self.rejected, strict=True)]
-        return [p + c + r - 2 if shared else p + max(c, r) - 1 for p, c, r in sizes]
+
+def row_lengths(batch: PromptsAndCompletions, *, shared: bool) -> list[int]:
+    """Return the length of each prompt's longest row in the given layout, in tokens.
+
+    Example:
+        >>> pairs = PairBatch([[5, 6]], [[7, 8]], [[9, 10, 11]], [0])
+        >>> row_lengths(pairs, shared=True), row_lengths(pairs, shared=False)
+        ([5], [4])
+    """
+    lengths = []
+    for prompt, completions in zip(batch.prompts, batch.completions, strict=True):
+        # Nothing is predicted from a completion's last token, which is left out.
+        own = [len(completion) - 1 for completion in completions]
+        lengths.append(len(prompt) + (sum(own) if shared else max(own)))
+    return lengths
 
 
 @dataclass(frozen=True)
@@ -87,14 +145,14 @@ class Rows:
     Attributes:
         input_ids: Shape [R, T]; padding holds id 0 and is never attended to.
         position_ids: Shape [R, T].
-        segments: PROMPT, CHOSEN, REJECTED or PADDING of each position. Shape [R, T], int8.
+        segments: PROMPT, PADDING, or the completion that each position belongs to. Shape [R, T], int32.
         predictors: Flat positions in [0, R·T) whose hidden state predicts a completion token. Shape [N].
         targets: The token each of them predicts. Shape [N].
-        owners: The sequence each prediction counts to: pair ``i`` is sequence ``2 i`` (chosen) and
-            ``2 i + 1`` (rejected). Shape [N].
-        num_pairs: Pairs in the rows.
-        shared: Whether chosen and rejected share a row, so that attention needs the segments.
-        spans: Where each pair lies, in packed rows; empty in others.
+        owners: The sequence each prediction counts to: completions are numbered through, so that pair ``i`` is
+            sequence ``2 i`` (chosen) and ``2 i + 1`` (rejected). Shape [N].
+        num_sequences: Completions in the rows.
+        shared: Whether completions share a row, so that attention needs the segments.
+        spans: Where each prompt with its completions lies, in packed rows; empty in others.
     """
 
     input_ids: Tensor
@@ -103,9 +161,9 @@ class Rows:
     predictors: Tensor
     targets: Tensor
     owners: Tensor
-    num_pairs: int
+    num_sequences: int
     shared: bool
-    spans: tuple[PairSpan, ...] = ()
+    spans: tuple[PromptSpan, ...] = ()
 
     def to(self, device: torch.device | str) -> Rows:
         """Return the rows with every tensor on ``device``."""
@@ -131,11 +189,11 @@ class Rows:
         return (((keys == queries) | (keys == PROMPT)) & causal)[:, None]
 
 
-def shared_rows(pairs: PairBatch) -> Rows:
-    """Lay each pair as one row ``[prompt | chosen | rejected]``, right-padded.
+def shared_rows(batch: PromptsAndCompletions) -> Rows:
+    """Lay each prompt and its completions as one row ``[prompt | completion | …]``, right-padded.
 
     The last token of each completion is left out of the row: nothing is predicted from it. The first token of
-    both completions is predicted from the last prompt token.
+    every completion is predicted from the last prompt token.
 
     Example:
         >>> rows = shared_rows(PairBatch([[5, 6]], [[7, 8]], [[9, 10, 11]], [0]))
@@ -144,56 +202,45 @@ def shared_rows(pairs: PairBatch) -> Rows:
         >>> rows.predictors.tolist(), rows.targets.tolist()
         ([1, 2, 1, 3, 4], [7, 8, 9, 10, 11])
     """
-    return _pad(_shared_layouts(pairs), num_pairs=len(pairs), shared=True)
+    return _pad(_shared_layouts(batch), shared=True)
 
 
-def packed_rows(pairs: PairBatch) -> Rows:
-    """Lay all pairs behind each other in one row, each as in `shared_rows`, without padding.
+def packed_rows(batch: PromptsAndCompletions) -> Rows:
+    """Lay all of `shared_rows` behind each other in one row, without padding.
 
     Example:
         >>> rows = packed_rows(PairBatch([[5, 6], [4]], [[7, 8], [3]], [[9], [2]], [0, 1]))
         >>> rows.input_ids.tolist(), rows.position_ids.tolist()
         ([[5, 6, 7, 4]], [[0, 1, 2, 0]])
         >>> rows.spans[0], rows.predictors.tolist()
-        (PairSpan(start=0, prompt_end=2, fork=3, end=3), [1, 2, 1, 3, 3])
+        (PromptSpan(start=0, prompt_end=2, ends=(3, 3)), [1, 2, 1, 3, 3])
     """
-    spans, start = [], 0
-    for prompt, chosen, rejected in zip(pairs.prompts, pairs.chosen, pairs.rejected, strict=True):
-        prompt_end = start + len(prompt)
-        fork = prompt_end + len(chosen) - 1
-        spans.append(PairSpan(start, prompt_end, fork, fork + len(rejected) - 1))
-        start = spans[-1].end
+    spans: list[PromptSpan] = []
     one = _Layout([], [], [], [], [], [])
-    for span, layout in zip(spans, _shared_layouts(pairs), strict=True):
-        one.predictors.extend(span.start + position for position in layout.predictors)
+    layouts = _shared_layouts(batch)
+    for prompt, completions, layout in zip(batch.prompts, batch.completions, layouts, strict=True):
+        start = len(one.input_ids)
+        ends = accumulate((len(ids) - 1 for ids in completions), initial=start + len(prompt))
+        spans.append(PromptSpan(start, next(ends), tuple(ends)))
+        one.predictors.extend(start + position for position in layout.predictors)
         for whole, part in zip(one.along_the_row(), layout.along_the_row(), strict=True):
             whole.extend(part)
-    return replace(_pad([one], num_pairs=len(pairs), shared=True), spans=tuple(spans))
+    return replace(_pad([one], shared=True), spans=tuple(spans))
 
 
-def plain_rows(pairs: PairBatch) -> Rows:
-    """Lay each completion as a row of its own behind the prompt, right-padded: chosen, rejected, chosen, …
+def plain_rows(batch: PromptsAndCompletions) -> Rows:
+    """Lay each completion as a row of its own behind the prompt, right-padded; a prompt's rows stand together.
 
     Example:
         >>> rows = plain_rows(PairBatch([[5, 6]], [[7, 8]], [[9]], [0]))
         >>> rows.input_ids.tolist(), rows.predictors.tolist(), rows.targets.tolist()
         ([[5, 6, 7], [5, 6, 0]], [1, 2, 4], [7, 8, 9])
     """
-    layouts = []
-    for i, (prompt, *completions) in enumerate(zip(pairs.prompts, pairs.chosen, pairs.rejected, strict=True)):
-        for side, completion in enumerate(completions):
-            length = len(prompt) + len(completion) - 1
-            layouts.append(
-                _Layout(
-                    [*prompt, *completion[:-1]],
-                    [*range(length)],
-                    [PROMPT] * length,
-                    [*range(len(prompt) - 1, length)],
-                    [*completion],
-                    [2 * i + side] * len(completion),
-                )
-            )
-    return _pad(layouts, num_pairs=len(pairs), shared=False)
+    prompts, alone = [], []
+    for prompt, completions in zip(batch.prompts, batch.completions, strict=True):
+        prompts += [prompt] * len(completions)
+        alone += [[completion] for completion in completions]
+    return _pad(_shared_layouts(PromptBatch(prompts, alone)), shared=False)
 
 
 class _Layout(NamedTuple):
@@ -211,31 +258,30 @@ class _Layout(NamedTuple):
         return self.input_ids, self.position_ids, self.segments, self.targets, self.owners
 
 
-def _shared_layouts(pairs: PairBatch) -> list[_Layout]:
+def _shared_layouts(batch: PromptsAndCompletions) -> list[_Layout]:
     layouts = []
-    for i, (prompt, chosen, rejected) in enumerate(
-        zip(pairs.prompts, pairs.chosen, pairs.rejected, strict=True)
-    ):
-        p, c, r = len(prompt), len(chosen), len(rejected)
-        layouts.append(
-            _Layout(
-                [*prompt, *chosen[:-1], *rejected[:-1]],
-                [*range(p + c - 1), *range(p, p + r - 1)],
-                [PROMPT] * p + [CHOSEN] * (c - 1) + [REJECTED] * (r - 1),
-                # Chosen is predicted from the last prompt token on; rejected from there too, then from its own part.
-                [*range(p - 1, p + c - 1), p - 1, *range(p + c - 1, p + c + r - 2)],
-                [*chosen, *rejected],
-                [2 * i] * c + [2 * i + 1] * r,
-            )
-        )
+    owner = 0
+    for prompt, completions in zip(batch.prompts, batch.completions, strict=True):
+        p = len(prompt)
+        one = _Layout([*prompt], [*range(p)], [PROMPT] * p, [], [], [])
+        for number, completion in enumerate(completions, start=1):
+            start, own = len(one.input_ids), len(completion) - 1
+            one.input_ids.extend(completion[:-1])
+            one.position_ids.extend(range(p, p + own))
+            one.segments.extend([number] * own)
+            one.predictors.extend([p - 1, *range(start, start + own)])
+            one.targets.extend(completion)
+            one.owners.extend([owner] * len(completion))
+            owner += 1
+        layouts.append(one)
     return layouts
 
 
-def _pad(layouts: Sequence[_Layout], *, num_pairs: int, shared: bool) -> Rows:
+def _pad(layouts: Sequence[_Layout], *, shared: bool) -> Rows:
     width = max(len(layout.input_ids) for layout in layouts)
     shape = (len(layouts), width)
     input_ids, position_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    segments = np.full(shape, PADDING, np.int8)
+    segments = np.full(shape, PADDING, np.int32)
     for row, layout in enumerate(layouts):
         length = len(layout.input_ids)
         input_ids[row, :length] = layout.input_ids
@@ -252,6 +298,6 @@ def _pad(layouts: Sequence[_Layout], *, num_pairs: int, shared: bool) -> Rows:
         joined([place + row * width for place in layout.predictors] for row, layout in enumerate(layouts)),
         joined(layout.targets for layout in layouts),
         joined(layout.owners for layout in layouts),
-        num_pairs=num_pairs,
+        num_sequences=layouts[-1].owners[-1] + 1,
         shared=shared,
     )

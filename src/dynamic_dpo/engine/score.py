@@ -63,7 +63,7 @@ def predicting_states(model: Any, rows: Rows) -> Tensor:
     if rows.shared:
         inputs["position_ids"] = rows.position_ids
     if rows.spans:
-        inputs["pair_spans"] = rows.spans
+        inputs["spans"] = rows.spans
     hidden = model.base_model(**inputs, use_cache=False)[0]
     states: Tensor = hidden.flatten(0, 1).index_select(0, rows.predictors)
     return states
@@ -106,24 +106,24 @@ def score_tokens_through_logits(model: Any, rows: Rows, *, readout: Readout | No
 
 
 def score_rows(model: Any, rows: Rows, *, head_chunk: int) -> Tensor:
-    """Return the summed log-probabilities of each pair's completions; chosen, rejected. Shape [B, 2]."""
+    """Return the summed log-probability of each completion. Shape [S]."""
     return sum_by_sequence(score_tokens(model, rows, head_chunk=head_chunk).logps, rows)
 
 
 def score_rows_through_logits(model: Any, rows: Rows) -> Tensor:
-    """Return the same as `score_rows` from the model's own logits. Shape [B, 2]."""
+    """Return the same as `score_rows` from the model's own logits. Shape [S]."""
     return sum_by_sequence(score_tokens_through_logits(model, rows).logps, rows)
 
 
 def sum_by_sequence(values: Tensor, rows: Rows) -> Tensor:
-    """Add up values of tokens (shape [..., N]) by the sequence that owns them. Shape [..., B, 2]."""
-    sums = values.new_zeros((*values.shape[:-1], 2 * rows.num_pairs))
-    return sums.index_add(-1, rows.owners, values).view(*values.shape[:-1], rows.num_pairs, 2)
+    """Add up values of tokens (shape [..., N]) by the sequence that owns them. Shape [..., S]."""
+    sums = values.new_zeros((*values.shape[:-1], rows.num_sequences))
+    return sums.index_add(-1, rows.owners, values)
 
 
 def completion_lengths(rows: Rows) -> Tensor:
-    """Return the completion tokens behind each sum; chosen, rejected. Shape [B, 2], int64."""
-    return torch.bincount(rows.owners, minlength=2 * rows.num_pairs).view(rows.num_pairs, 2)
+    """Return the completion tokens behind each sum. Shape [S], int64."""
+    return torch.bincount(rows.owners, minlength=rows.num_sequences)
 
 
 # What ``model(rows=rows)`` answers with: tensors by name, so that wrappers of the model can walk over them.

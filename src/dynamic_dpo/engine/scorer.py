@@ -20,7 +20,15 @@ from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.head import LiveReference, Readout, is_plain_linear
 from dynamic_dpo.engine.layers import keep_less
 from dynamic_dpo.engine.plan import plan_microbatches
-from dynamic_dpo.engine.rows import PairBatch, Rows, packed_rows, plain_rows, shared_rows
+from dynamic_dpo.engine.rows import (
+    PairBatch,
+    PromptsAndCompletions,
+    Rows,
+    packed_rows,
+    plain_rows,
+    row_lengths,
+    shared_rows,
+)
 from dynamic_dpo.engine.score import (
     PairLogps,
     RowScores,
@@ -153,16 +161,18 @@ class PairScorer:
         """Name of the layout in use."""
         return "packed" if self.packed else "shared" if self.shared else "plain"
 
-    def rows(self, pairs: PairBatch) -> Rows:
-        """Lay out pairs as rows on the CPU."""
-        return {"packed": packed_rows, "shared": shared_rows, "plain": plain_rows}[self.layout](pairs)
+    def rows(self, batch: PromptsAndCompletions) -> Rows:
+        """Lay out prompts and their completions as rows on the CPU."""
+        return {"packed": packed_rows, "shared": shared_rows, "plain": plain_rows}[self.layout](batch)
 
-    def plan(self, pairs: PairBatch, *, budget_factor: int = 1, at_least: int = 1) -> list[list[int]]:
-        """Cut pairs into micro-batches within the token budget times ``budget_factor``."""
+    def plan(
+        self, batch: PromptsAndCompletions, *, budget_factor: int = 1, at_least: int = 1
+    ) -> list[list[int]]:
+        """Cut prompts with their completions into micro-batches within the token budget times ``budget_factor``."""
         return plan_microbatches(
-            pairs.row_lengths(shared=self.shared),
+            row_lengths(batch, shared=self.shared),
             self.tokens_per_microbatch * budget_factor,
-            rows_per_pair=1 if self.shared else 2,
+            rows_per_prompt=1 if self.shared else max(map(len, batch.completions), default=1),
             at_least=at_least,
             padded=not self.packed,
         )
@@ -196,8 +206,9 @@ class PairScorer:
             options["tokens"] = True
         with self._activation_storage(rows.input_ids.device):
             scores = self._call(model, rows, **options)
-        logps, lengths = scores["logps"], completion_lengths(rows)
-        statistics = dict(zip(names, scores["statistics"], strict=True)) if names else {}
+        logps, lengths = (values.view(-1, 2) for values in (scores["logps"], completion_lengths(rows)))
+        sums = scores["statistics"].view(len(names), -1, 2) if names else ()
+        statistics = dict(zip(names, sums, strict=True))
         return PairLogps(
             logps[:, 0],
             logps[:, 1],

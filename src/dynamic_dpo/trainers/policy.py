@@ -19,7 +19,7 @@ from dynamic_dpo.engine.capability import inference
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.head import LiveReference
 from dynamic_dpo.engine.reference_store import ReferenceStore, default_reference_dir
-from dynamic_dpo.engine.rows import PairBatch, Rows
+from dynamic_dpo.engine.rows import PairBatch, Rows, row_lengths
 from dynamic_dpo.engine.score import PairLogps
 from dynamic_dpo.engine.scorer import PairScorer
 from dynamic_dpo.errors import ModelError
@@ -145,7 +145,7 @@ class PolicyAndReference:
         if self.scorer.layout == "plain" and not self.scorer.separate_head:
             return  # What would be checked is the oracle itself.
         first = collate_pairs(dataset.select(range(min(64, len(dataset)))).to_list())["pairs"]
-        lengths = first.row_lengths(shared=True)
+        lengths = row_lengths(first, shared=True)
         # Answers of a token or two would attend to next to nothing.
         tiny = [min(len(c), len(r)) < 4 for c, r in zip(first.chosen, first.rejected, strict=True)]
         order = sorted(range(len(first)), key=lambda i: (tiny[i], lengths[i]))
