@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from dynamic_dpo.cli import evaluate, train_dpo, train_sft
 from dynamic_dpo.cli import main as umbrella
+from dynamic_dpo.config import dump_yaml
 from dynamic_dpo.models.sources import file_fingerprint, resolve_model, weights_fingerprint
 from tiny import tiny_gpt2, tiny_llama, word_tokenizer
 
@@ -85,7 +85,7 @@ def config_file(tmp_path: Path, model_folder: Path, rows_file: Path) -> Path:
         },
         "risk_test": {"beta_warmup": 2},
     }
-    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    path.write_text(dump_yaml(settings), encoding="utf-8")
     return path
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from dynamic_dpo.cli import replay as command
 from dynamic_dpo.cli import train_dpo
+from dynamic_dpo.config import dump_yaml
 from dynamic_dpo.errors import ConfigError, DataError
 from dynamic_dpo.lab import replay
 from dynamic_dpo.lab.laws import empirical_law
@@ -238,7 +238,7 @@ def test_the_command_says_in_one_line_what_is_wrong(
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 4
     assert "holds no training run" in errors[0]
-    assert "KEY=VALUE, got 'alpha'" in errors[2]
+    assert "override 'alpha' has no '='; expected key=value" in errors[2]
 
 
 def test_a_fixed_beta_is_replayed_with_given_settings(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_an_interrupted_run_is_replayed_from_its_configuration(
         "method": {"mode": "rm", "scope": "step", "alpha_scale": "auto"},
         "risk_test": {"beta_warmup": 2},
     }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "config.yaml").write_text(dump_yaml(settings))
     assert train_dpo.main(["--config", str(tmp_path / "config.yaml")]) == 0
     (run / "run_summary.json").unlink()
     capsys.readouterr()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,41 +43,6 @@ def comma_list(text: str, kind: Callable[[str], T] = str) -> list[T]:  # type: i
         return [kind(part) for part in parts]
     except ValueError:
         raise ConfigError(f"expected a comma list of whole numbers, got {text!r}") from None
-
-
-def read_assignments(pairs: Sequence[str]) -> dict[str, Any]:
-    """Return ``KEY=VALUE`` arguments as a mapping; values are read as YAML.
-
-    Raises:
-        ConfigError: If an argument is no assignment.
-
-    Example:
-        >>> read_assignments(["delta=0.05", "margin_budget=null"])
-        {'delta': 0.05, 'margin_budget': None}
-    """
-    import yaml
-
-    settings: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not (key and equals):
-            raise ConfigError(f"a setting is given as KEY=VALUE, got {pair!r}")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"the value of {key} cannot be read: {text!r}") from error
-        settings[key] = _as_number(value)
-    return settings
-
-
-def _as_number(value: Any) -> Any:
-    # YAML 1.1 reads 1e-3 as text.
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def write_result(arguments: argparse.Namespace, result: dict[str, Any], draw: Callable[[str], Path]) -> None:

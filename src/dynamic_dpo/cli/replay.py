@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from dynamic_dpo.cli.common import run_command
-from dynamic_dpo.cli.lab_arguments import add_result_files, comma_list, read_assignments, write_result
+from dynamic_dpo.cli.lab_arguments import add_result_files, comma_list, write_result
 from dynamic_dpo.runs.files import CONFIG
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def _command(argv: Sequence[str]) -> int:
     )
     add_result_files(parser)
     arguments = parser.parse_args(list(argv))
+    from dynamic_dpo.config import apply_overrides
     from dynamic_dpo.lab.pictures import draw_replay
     from dynamic_dpo.lab.replaying import replay
     from dynamic_dpo.lab.tables import replay_table
@@ -46,7 +47,7 @@ def _command(argv: Sequence[str]) -> int:
     result = replay(
         arguments.run,
         comma_list(arguments.mode) if arguments.mode else (),
-        settings=read_assignments(arguments.settings),
+        settings=apply_overrides({}, arguments.settings),
         own=own,
         record=record,
     )

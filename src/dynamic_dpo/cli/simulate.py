@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from dynamic_dpo.cli.common import run_command
-from dynamic_dpo.cli.lab_arguments import add_result_files, comma_list, read_assignments, write_result
+from dynamic_dpo.cli.lab_arguments import add_result_files, comma_list, write_result
 
 DESCRIPTION = (
     "Run controllers of beta on simulated margins: drift on noise, response to a step or ramp, alarms of the "
@@ -41,6 +41,7 @@ def _command(argv: Sequence[str]) -> int:
     parser.add_argument("--bounded", action="store_true", help="let the bounds of beta hold")
     add_result_files(parser)
     arguments = parser.parse_args(list(argv))
+    from dynamic_dpo.config import apply_overrides
     from dynamic_dpo.lab.pictures import draw_simulation
     from dynamic_dpo.lab.replaying import with_settings
     from dynamic_dpo.lab.scenario import Scenario
@@ -51,7 +52,7 @@ def _command(argv: Sequence[str]) -> int:
 
     result = simulate(
         comma_list(arguments.mode),
-        config=with_settings(file_defaults(RiskConfig), read_assignments(arguments.settings)),
+        config=with_settings(file_defaults(RiskConfig), apply_overrides({}, arguments.settings)),
         n=comma_list(arguments.n, int),
         law=arguments.law,
         scenario=Scenario(arguments.change, arguments.of, arguments.size, arguments.at),
