@@ -72,7 +72,7 @@ def _command(argv: Sequence[str]) -> int:
     after = generate(trainer.model, tokenizer, prompts, batch_size=32, **SAMPLING)
     stage("4/4 Evaluation and report")
     rate, page = evaluate(before, after, run_dir / "evaluation")
-    table = key_figures(before, after, rate, divergence(trainer, start, tokenizer, before, after))
+    table = key_figures(before, after, rate, divergence(trainer, start, tokenizer, after))
     report = write_run_report(
         run_dir,
         samples=side_by_side(before, after)[:NUM_SHOWN],
@@ -120,33 +120,20 @@ def analyzer() -> Any:
     return SentimentIntensityAnalyzer()
 
 
-def divergence(
-    trainer: Any, start: Any, tokenizer: Any, before: list[Generation], after: list[Generation]
-) -> float:
+def divergence(trainer: Any, start: Any, tokenizer: Any, reviews: list[Generation]) -> float:
     """Estimate the divergence of the trained model from the start, in nats per review.
 
     The mean, over the trained model's reviews, of the difference of the two models' log-probabilities.
     """
-    import torch
-
-    from dynamic_dpo.engine.rows import PairBatch
     from dynamic_dpo.engine.scorer import PairScorer
     from dynamic_dpo.eval.prompts.render import render_prompt
 
-    def ids(outputs: list[Generation]) -> list[list[int]]:
-        return [
-            [*output.token_ids, *([tokenizer.eos_token_id] if output.finished else [])] for output in outputs
-        ]
-
-    prompts = [render_prompt(tokenizer, output.prompt) for output in after]
-    pairs = PairBatch(prompts, ids(after), ids(before), list(range(len(prompts))))
-    scorers = {trainer.model: trainer.policy.scorer, start: PairScorer(start)}
-    means = []
-    with torch.inference_mode():
-        for model, scorer in scorers.items():
-            parts = [scorer.score(model.eval(), pairs.select(part)).chosen for part in scorer.plan(pairs)]
-            means.append(torch.cat(parts).double().mean().item())
-    return means[0] - means[1]
+    prompts = [render_prompt(tokenizer, output.prompt) for output in reviews]
+    written = [
+        [*output.token_ids, *([tokenizer.eos_token_id] if output.finished else [])] for output in reviews
+    ]
+    policy = trainer.policy.scorer.score_sequences(trainer.model, prompts, written).logps
+    return float((policy - PairScorer(start).score_sequences(start, prompts, written).logps).mean())
 
 
 def evaluate(before: list[Generation], after: list[Generation], folder: Path) -> tuple[WinRate, Path]:

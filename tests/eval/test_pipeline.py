@@ -334,7 +334,7 @@ def test_drift_and_implicit_rewards_are_measured_once_and_stand_in_the_report(
     )
     assert moved.kl > 0
     assert data.preference["trained"].reward_margin == pytest.approx(0.5 * sum(trained.margins) / 4)
-    monkeypatch.setattr("dynamic_dpo.eval.scoring.outputs.open_model", None)
+    monkeypatch.setattr("dynamic_dpo.eval.scoring.logps.open_model", None)
     run(wide)
     assert collected(wide) == done
 

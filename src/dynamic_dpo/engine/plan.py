@@ -60,6 +60,39 @@ def plan_microbatches(
     return plan
 
 
+def group_by_prompt(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], *, longest: int
+) -> list[list[int]]:
+    """Group sequences that have the same prompt, so that a row computes it once for all of a group.
+
+    Args:
+        prompts: The prompt of each sequence, as ids.
+        completions: The completion of each.
+        longest: Tokens that a group's row may have, the token budget; a sequence beyond it is a group of its own.
+
+    Returns:
+        Groups as lists of indices, in the order of their first sequences; every index stands in exactly one.
+
+    Example:
+        >>> group_by_prompt([[5], [6], [5]], [[1, 2], [3], [4]], longest=10)
+        [[0, 2], [1]]
+        >>> group_by_prompt([[5], [5], [5]], [[1, 2], [3, 4], [5, 6]], longest=3)
+        [[0, 1], [2]]
+    """
+    groups: list[list[int]] = []
+    # Of each prompt the group that still takes sequences, and the tokens it has room for.
+    latest: dict[tuple[int, ...], tuple[list[int], int]] = {}
+    for index, (ids, completion) in enumerate(zip(prompts, completions, strict=True)):
+        prompt, more = tuple(ids), len(completion) - 1
+        group, room = latest.get(prompt, ([], -1))
+        if room < more:
+            group, room = [], longest - len(prompt)
+            groups.append(group)
+        group.append(index)
+        latest[prompt] = group, room - more
+    return groups
+
+
 def _padded_plan(order: Sequence[int], widths: Sequence[int], budget: int) -> list[list[int]]:
     plan: list[list[int]] = []
     for index in order:

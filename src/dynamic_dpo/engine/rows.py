@@ -76,6 +76,10 @@ class PromptBatch(NamedTuple):
     prompts: Sequence[Sequence[int]]
     completions: Sequence[Sequence[Sequence[int]]]
 
+    def select(self, index: Sequence[int]) -> PromptBatch:
+        """Return the prompts at ``index`` with their completions, in that order."""
+        return PromptBatch([self.prompts[i] for i in index], [self.completions[i] for i in index])
+
 
 @dataclass(frozen=True)
 class PairBatch:

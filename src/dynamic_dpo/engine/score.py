@@ -37,6 +37,18 @@ class PairLogps(NamedTuple):
     token_owners: Tensor
 
 
+class SequenceLogps(NamedTuple):
+    """Summed completion log-probabilities of single sequences, and the tokens behind them.
+
+    Attributes:
+        logps: Nats, float64, on the CPU. Shape [N].
+        lengths: Completion tokens. Shape [N], int64, on the CPU.
+    """
+
+    logps: Tensor
+    lengths: Tensor
+
+
 def attention_mask(rows: Rows, model: Any) -> Tensor:
     """Return the mask that makes the model's attention follow the layout.
 

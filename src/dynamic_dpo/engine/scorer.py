@@ -1,27 +1,27 @@
-"""The engine as the trainer sees it: pairs in, log-probabilities out, in the layout the model can take.
+"""The engine as trainer and evaluation see it: token ids in, log-probabilities out, in the layout the model can take.
 
-Holds the choice of layout and the settings; has no other state. Cutting a step into micro-batches is `plan`'s
-business, the reference's log-probabilities are `reference`'s.
+Pairs are scored one micro-batch at a time, with gradients where they are wanted; single sequences all at once. How
+a step is cut into micro-batches stands in `plan`, what is kept of the reference in `reference_store`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from dynamic_dpo.engine.capability import check_layouts_agree, detect_capability
+from dynamic_dpo.engine.capability import check_layouts_agree, detect_capability, inference
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.head import LiveReference, Readout, is_plain_linear
 from dynamic_dpo.engine.layers import keep_less
-from dynamic_dpo.engine.plan import plan_microbatches
+from dynamic_dpo.engine.plan import group_by_prompt, plan_microbatches
 from dynamic_dpo.engine.rows import (
     PairBatch,
+    PromptBatch,
     PromptsAndCompletions,
     Rows,
     packed_rows,
@@ -32,6 +32,7 @@ from dynamic_dpo.engine.rows import (
 from dynamic_dpo.engine.score import (
     PairLogps,
     RowScores,
+    SequenceLogps,
     completion_lengths,
     predicting_logits,
     predicting_states,
@@ -41,17 +42,20 @@ from dynamic_dpo.engine.score import (
     sum_by_sequence,
 )
 from dynamic_dpo.engine.token_budget import default_token_budget
-from dynamic_dpo.errors import ConfigError
+from dynamic_dpo.errors import ConfigError, DataError
 from dynamic_dpo.methods.base import Needs
 from dynamic_dpo.models.causal_lm import causal_lm, inside_wrappers
 
 logger = logging.getLogger("dynamic_dpo")
 
-_PAIRS_AT_ONCE = 256
+# Without gradients no activations are kept: twice the tokens go through at once.
+_FACTOR_WITHOUT_GRADIENTS = 2
+# Prompts whose micro-batches are planned together: the plan's work grows faster than their number.
+_PROMPTS_AT_ONCE = 256
 
 
 class PairScorer:
-    """Scores preference pairs with a model.
+    """Scores preference pairs, or single sequences, with a model.
 
     Building it tries out what the model can do, which leaves packed attention and lean layers in it where they give
     the same answers. Its ``forward`` is another one only while something is scored, or within `answering`.
@@ -219,6 +223,60 @@ class PairScorer:
             rows.owners,
         )
 
+    def score_sequences(
+        self,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[int]],
+        *,
+        progress: Callable[[int], object] | None = None,
+    ) -> SequenceLogps:
+        """Score any number of sequences, each a prompt and a completion, in evaluation mode and without gradients.
+
+        They are cut into micro-batches here. Where rows share their prefix, a prompt that several sequences have is
+        computed once for as many of them as the token budget takes.
+
+        Args:
+            model: The model the scorer was built on, wrapped or not.
+            prompts: Token ids of each sequence's prompt.
+            completions: Token ids of each sequence's completion.
+            progress: Told the number of sequences after each micro-batch.
+
+        Returns:
+            Log-probabilities and lengths in the order of the sequences.
+
+        Raises:
+            DataError: If a prompt or a completion has no tokens.
+        """
+        for place, ids in enumerate(zip(prompts, completions, strict=True)):
+            if not all(map(len, ids)):
+                raise DataError(
+                    f"sequence {place} has {len(ids[0])} prompt tokens and {len(ids[1])} completion tokens; at least "
+                    "one of each is needed"
+                )
+        if self.shared:
+            tokens = self.tokens_per_microbatch * _FACTOR_WITHOUT_GRADIENTS
+            groups = group_by_prompt(prompts, completions, longest=tokens)
+        else:
+            groups = [[place] for place in range(len(completions))]
+        logps = torch.zeros(len(completions), dtype=torch.float64)
+        lengths = torch.tensor([len(ids) for ids in completions], dtype=torch.long)
+        device = next(model.parameters()).device
+        with inference(model):
+            for start in range(0, len(groups), _PROMPTS_AT_ONCE):
+                window = groups[start : start + _PROMPTS_AT_ONCE]
+                batch = PromptBatch(
+                    [prompts[group[0]] for group in window],
+                    [[completions[place] for place in group] for group in window],
+                )
+                for part in self.plan(batch, budget_factor=_FACTOR_WITHOUT_GRADIENTS):
+                    rows = self.rows(batch.select(part)).to(device)
+                    places = [place for index in part for place in window[index]]
+                    logps[places] = self._call(model, rows)["logps"].double().cpu()
+                    if progress:
+                        progress(len(places))
+        return SequenceLogps(logps, lengths)
+
     def _activation_storage(self, device: torch.device) -> AbstractContextManager[Any]:
         """Return the context that says where a forward pass keeps what its backward pass needs."""
         if not (self.config.offload_activations and torch.is_grad_enabled()):
@@ -262,35 +320,3 @@ class PairScorer:
             return self._score_rows(model, rows)["logps"]
 
         check_layouts_agree(causal_lm(model), pairs, score)
-
-
-def pair_logps(
-    model: Any, pairs: PairBatch, engine: EngineConfig | None = None, *, progress: bool = False
-) -> Tensor:
-    """Return the summed log-probabilities of both answers of every pair.
-
-    Args:
-        model: A causal language model.
-        pairs: Token ids.
-        engine: How pairs meet the model.
-        progress: Whether a terminal gets a progress bar.
-
-    Returns:
-        Chosen and rejected, nats, float64, on the CPU. Shape [N, 2].
-    """
-    scorer = PairScorer(model, engine)
-    was_training = model.training
-    model.eval()
-    values = torch.zeros(len(pairs), 2, dtype=torch.float64)
-    bar = tqdm(total=len(pairs), desc="Scoring", unit="pair", disable=None if progress else True)
-    with bar, torch.inference_mode():
-        for start in range(0, len(pairs), _PAIRS_AT_ONCE):
-            part = range(start, min(start + _PAIRS_AT_ONCE, len(pairs)))
-            batch = pairs.select(part)
-            for places in scorer.plan(batch, budget_factor=2):
-                scores = scorer.score(model, batch.select(places))
-                both = torch.stack([scores.chosen, scores.rejected], dim=1)
-                values[[start + place for place in places]] = both.double().cpu()
-                bar.update(len(places))
-    model.train(was_training)
-    return values

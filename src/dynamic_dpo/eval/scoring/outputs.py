@@ -1,7 +1,7 @@
 """How far the models of an evaluation have moved from their reference, and what they think of held-out pairs.
 
 Log-probabilities by the scoring function of training: of each model's own outputs, under it and under the reference,
-and of given preference pairs. What they amount to is computed in ``preference_metrics``.
+and of given preference pairs. What they amount to is computed in `metrics`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dynamic_dpo.engine.rows import PairBatch
-from dynamic_dpo.engine.scorer import pair_logps
 from dynamic_dpo.errors import DataError
 from dynamic_dpo.eval.model_spec import ModelSpec
 from dynamic_dpo.eval.prompts.render import model_prompt, render_prompt
 from dynamic_dpo.eval.records import PromptRecord
+from dynamic_dpo.eval.scoring.logps import completion_logps
 from dynamic_dpo.eval.scoring.pairs import score_pairs
-from dynamic_dpo.models.adapters import find_model, free_unused_models, open_model, pick_device
+from dynamic_dpo.models.adapters import find_model, pick_device
 from dynamic_dpo.models.sources import load_tokenizer
 from dynamic_dpo.models.vocabulary import check_same_tokens
 from dynamic_dpo.utils.json_lines import read_json_lines
@@ -98,31 +97,30 @@ def output_logps(
         ModelError: If a model cannot be used, or the two have different tokens.
     """
     device = pick_device(settings.device, setting="generation.device")
-    files = spec.find_files()
-    model, tokenizer = open_model(files, device=device, dtype="float32")
-    reference_files = find_model(settings.reference)
+    files, reference_files = spec.find_files(), find_model(settings.reference)
+    tokenizer = load_tokenizer(files.tokenizer)
     check_same_tokens(
         tokenizer,
         load_tokenizer(reference_files.tokenizer),
         policy_name=spec.name,
         reference_name=settings.reference,
     )
-    pairs = _as_pairs(prompts, read_json_lines(outputs_file), fingerprint, spec, tokenizer)
-    policy = pair_logps(model, pairs, progress=progress)[:, 0]
-    del model
-    free_unused_models()
-    reference, _ = open_model(reference_files, device=device, dtype="float32")
-    start = pair_logps(reference, pairs, progress=progress)[:, 0]
-    return policy.tolist(), start.tolist()
+    read, written = _token_ids(prompts, read_json_lines(outputs_file), fingerprint, spec, tokenizer)
+    policy, start = (
+        completion_logps(which, read, written, device=device, progress=progress)
+        for which in (files, reference_files)
+    )
+    return policy, start
 
 
-def _as_pairs(
+def _token_ids(
     prompts: Sequence[PromptRecord],
     lines: Iterable[dict[str, Any]],
     fingerprint: str,
     spec: ModelSpec,
     tokenizer: Any,
-) -> PairBatch:
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Return what the model read and what it wrote, for every output in the order of prompts and samples."""
     found: dict[tuple[str, int], list[int]] = {}
     for line in lines:
         if line.get("fingerprint") != fingerprint or "left_out" in line:
@@ -149,7 +147,4 @@ def _as_pairs(
         for prompt in prompts
         if prompt.id in asked
     }
-    answers = [found[key] for key in keys]
-    # The engine scores pairs; one token stands in for the answer that there is not.
-    stand_in = [[answer[0]] for answer in answers]
-    return PairBatch([rendered[id_] for id_, _ in keys], answers, stand_in, list(range(len(keys))))
+    return [rendered[id_] for id_, _ in keys], [found[key] for key in keys]

@@ -1,19 +1,18 @@
 """Rewards and margins of a trained policy on given pairs, by the same scoring function as in training.
 
 Reads pairs of any supported shape, scores them with policy and reference one after the other, and gives one record a
-pair. What the margins add up to is computed in ``preference_metrics``.
+pair. What the margins add up to is computed in `metrics`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from datasets import Dataset
 
 from dynamic_dpo.data.preference import to_preference_pairs
@@ -21,9 +20,9 @@ from dynamic_dpo.data.sources import load_rows
 from dynamic_dpo.data.tokenize import tokenize_pairs
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.rows import PairBatch
-from dynamic_dpo.engine.scorer import pair_logps
 from dynamic_dpo.errors import ConfigError, ModelError
-from dynamic_dpo.models.adapters import find_model, free_unused_models, open_model, pick_device
+from dynamic_dpo.eval.scoring.logps import completion_logps
+from dynamic_dpo.models.adapters import find_model, pick_device
 from dynamic_dpo.models.sources import load_tokenizer
 from dynamic_dpo.models.vocabulary import check_same_tokens
 from dynamic_dpo.utils.files import write_text
@@ -118,7 +117,7 @@ def score_pairs(
         quarantine_max_share: Largest share of unusable rows accepted, in [0, 1].
         device: ``auto``, ``cpu``, ``cuda`` …
         precision: Number format of both models.
-        tokens_per_microbatch: Budget of tokens; memory only. ``None`` chooses it from the memory there is.
+        tokens_per_microbatch: Token budget; memory only. ``None`` chooses it from the memory there is.
         progress: Whether a terminal gets a progress bar.
 
     Returns:
@@ -137,13 +136,14 @@ def score_pairs(
             f"{model} is no adapter, so its reference cannot be found in it: name the model that training started "
             "from"
         )
+    reference_files = None if reference is None else find_model(reference)
     tokenizer = load_tokenizer(files.tokenizer)
-    if reference is not None:
+    if reference_files is not None:
         check_same_tokens(
             tokenizer,
-            load_tokenizer(find_model(reference).tokenizer),
+            load_tokenizer(reference_files.tokenizer),
             policy_name=model,
-            reference_name=reference,
+            reference_name=reference_files.base.name,
         )
     rows = load_rows(data, subset=subset) if isinstance(data, str) else data
     read = to_preference_pairs(rows, chat_template=chat_template)
@@ -159,13 +159,17 @@ def score_pairs(
     quarantine = tokenised.quarantine
     quarantine.raise_if_above(quarantine_max_share, len(tokenised.dataset) + len(quarantine))
     pairs = _as_batch(tokenised.dataset)
-    engine = EngineConfig(tokens_per_microbatch=tokens_per_microbatch)
-
-    policy = _logps_of(model, pairs, engine, where, precision, progress=progress)
-    if reference is None:
-        start = _logps_of(model, pairs, engine, where, precision, base_only=True, progress=progress)
-    else:
-        start = _logps_of(reference, pairs, engine, where, precision, progress=progress)
+    logps = partial(
+        completion_logps,
+        prompts=[*pairs.prompts, *pairs.prompts],
+        completions=[*pairs.chosen, *pairs.rejected],
+        device=where,
+        precision=precision,
+        engine=EngineConfig(tokens_per_microbatch=tokens_per_microbatch),
+        progress=progress,
+    )
+    policy = logps(files)
+    start = logps(reference_files) if reference_files else logps(files, base_only=True)
     return ScoredPairs(
         _scored(pairs, policy, start, beta), dict(quarantine.counts()), tokenised.num_truncated
     )
@@ -183,11 +187,16 @@ def _as_batch(dataset: Dataset) -> PairBatch:
     return PairBatch(prompts, chosen, rejected, rows)
 
 
-def _scored(pairs: PairBatch, policy: torch.Tensor, start: torch.Tensor, beta: float) -> list[ScoredPair]:
+def _scored(
+    pairs: PairBatch, policy: Sequence[float], start: Sequence[float], beta: float
+) -> list[ScoredPair]:
+    """Put policy and reference together: of each the log-probabilities of all chosen, then of all rejected."""
     scored = []
     for place in range(len(pairs)):
         ids = [list(part[place]) for part in (pairs.prompts, pairs.chosen, pairs.rejected)]
-        (chosen, rejected), (ref_chosen, ref_rejected) = policy[place].tolist(), start[place].tolist()
+        (chosen, rejected), (ref_chosen, ref_rejected) = (
+            (values[place], values[len(pairs) + place]) for values in (policy, start)
+        )
         margin = (chosen - ref_chosen) - (rejected - ref_rejected)
         scored.append(
             ScoredPair(
@@ -206,22 +215,3 @@ def _scored(pairs: PairBatch, policy: torch.Tensor, start: torch.Tensor, beta: f
             )
         )
     return scored
-
-
-def _logps_of(
-    name: str,
-    pairs: PairBatch,
-    engine: EngineConfig,
-    device: str,
-    precision: str,
-    *,
-    base_only: bool = False,
-    progress: bool,
-) -> torch.Tensor:
-    """Load a model, score pairs with it or with the base of its adapter, and free it."""
-    model, _ = open_model(find_model(name), device=device, dtype=precision)
-    with model.disable_adapter() if base_only else nullcontext():
-        values = pair_logps(model, pairs, engine, progress=progress)
-    del model
-    free_unused_models()
-    return values
