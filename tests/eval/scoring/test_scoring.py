@@ -13,6 +13,8 @@ from datasets import Dataset
 from dynamic_dpo.cli import main as umbrella
 from dynamic_dpo.cli import score as command
 from dynamic_dpo.errors import ConfigError, DataError, ModelError
+from dynamic_dpo.eval.model_spec import ModelSpec
+from dynamic_dpo.eval.scoring.outputs import ScoringSettings, held_out_margins
 from dynamic_dpo.eval.scoring.pairs import ScoredPairs, score_pairs, write_scores
 from tiny import tiny_llama, word_tokenizer
 
@@ -133,6 +135,26 @@ def test_an_adapter_is_scored_against_its_own_base(models: tuple[str, str], tmp_
     named = score_pairs(str(tmp_path / "adapter"), models[1], ROWS[:4], device="cpu", progress=False)
     assert alone.margins == pytest.approx(named.margins, abs=2e-5)
     assert max(map(abs, alone.margins)) > 1e-3
+
+
+def test_held_out_pairs_are_scored_with_the_revision_that_writes_the_outputs(
+    models: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked = []
+
+    def fetch(name: str, *, revision: str | None, ignore_patterns: list[str]) -> str:
+        asked.append((name, revision))
+        return models[0]
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    settings = ScoringSettings(models[1], str(pairs), beta=0.5, device="cpu")
+    margins = held_out_margins(ModelSpec("m", "some/model", revision="v2"), settings, progress=False)
+    assert asked == [("some/model", "v2")]
+    assert margins == score_pairs(*models, ROWS, device="cpu", progress=False).margins
 
 
 def test_bad_rows_are_counted_and_too_many_are_an_error(models: tuple[str, str]) -> None:

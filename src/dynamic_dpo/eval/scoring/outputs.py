@@ -60,6 +60,7 @@ def held_out_margins(spec: ModelSpec, settings: ScoringSettings, *, progress: bo
         spec.path,
         settings.reference,
         settings.pairs,
+        revision=spec.revision,
         beta=settings.beta,
         subset=settings.subset,
         chat_template=settings.chat_template,

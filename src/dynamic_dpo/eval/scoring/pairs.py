@@ -86,6 +86,7 @@ def score_pairs(
     reference: str | None,
     data: str | Dataset | Iterable[Mapping[str, Any]],
     *,
+    revision: str | None = None,
     beta: float = 0.1,
     subset: str = "train",
     chat_template: bool = False,
@@ -107,6 +108,7 @@ def score_pairs(
         model: The policy: hub name, folder, adapter folder, ``.gguf`` file or ``package:NAME``.
         reference: The reference, in the same forms; ``None`` for the base of an adapter.
         data: Name of a set, as ``load_rows`` takes it, a dataset, or rows; any shape of ``docs/data.md``.
+        revision: Branch, tag or commit of the policy on the hub.
         beta: Scale of the rewards, positive.
         subset: Split with an optional slice, where ``data`` is a name.
         chat_template: Render text rows through the policy's chat template.
@@ -130,7 +132,7 @@ def score_pairs(
     """
     if not beta > 0:
         raise ConfigError(f"beta must be positive, got {beta}")
-    where, files = pick_device(device), find_model(model)
+    where, files = pick_device(device), find_model(model, revision=revision)
     if reference is None and files.adapter is None:
         raise ModelError(
             f"{model} is no adapter, so its reference cannot be found in it: name the model that training started "
