@@ -18,10 +18,10 @@ import pytest
 
 from dynamic_dpo.errors import DataError
 from dynamic_dpo.eval.records import JudgementRecord, OutputRecord, PromptRecord
+from dynamic_dpo.eval.report.data import EvaluationData
 from dynamic_dpo.eval.report.figures import frontier_plot
-from dynamic_dpo.eval.report.markdown import CSV_COLUMNS
 from dynamic_dpo.eval.report.summary import summarise
-from dynamic_dpo.eval.report.write import EvaluationData, ReportPaths, write_evaluation_report
+from dynamic_dpo.eval.report.write import CSV_COLUMNS, ReportPaths, write_evaluation_report
 from dynamic_dpo.eval.scoring.metrics import FrontierPoint, summarise_margins
 from helpers_judgements import judged
 from helpers_pages import Page

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from dynamic_dpo.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from dynamic_dpo.eval.report.data import EvaluationData, ReportPaths
-    from dynamic_dpo.eval.report.write import write_evaluation_report
+    from dynamic_dpo.eval.report.data import EvaluationData
+    from dynamic_dpo.eval.report.write import ReportPaths, write_evaluation_report
 
 __all__ = ["EvaluationData", "ReportPaths", "write_evaluation_report"]
 
-_HOME = {"EvaluationData": "data", "ReportPaths": "data", "write_evaluation_report": "write"}
+_HOME = {"EvaluationData": "data", "ReportPaths": "write", "write_evaluation_report": "write"}
 
 __getattr__, __dir__ = lazy_names(__name__, _HOME)

@@ -1,11 +1,10 @@
-"""What an evaluation report is made from and what it leaves behind; no numbers are computed here."""
+"""What an evaluation report is made from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from dynamic_dpo.eval.records import JudgementRecord, OutputRecord, PromptRecord
 from dynamic_dpo.eval.scoring.metrics import FrontierPoint, PreferenceSummary
@@ -51,19 +50,3 @@ class EvaluationData:
     num_resamples: int = 2000
     seed: int = 0
     num_shown: int = 12
-
-
-class ReportPaths(NamedTuple):
-    """The files of a report.
-
-    Attributes:
-        html: One page that needs nothing else.
-        markdown: The same for a terminal or a repository, samples left out.
-        csv: One row per win rate.
-        json: Every number.
-    """
-
-    html: Path
-    markdown: Path
-    csv: Path
-    json: Path

@@ -16,8 +16,8 @@ from dynamic_dpo.eval.collected import Evaluated, collect
 from dynamic_dpo.eval.folder import EvaluationFolder
 from dynamic_dpo.eval.judging.stage import IDENTICAL_REASON
 from dynamic_dpo.eval.plan import EvaluationPlan
-from dynamic_dpo.eval.report.data import EvaluationData, ReportPaths
-from dynamic_dpo.eval.report.write import write_evaluation_report
+from dynamic_dpo.eval.report.data import EvaluationData
+from dynamic_dpo.eval.report.write import ReportPaths, write_evaluation_report
 from dynamic_dpo.eval.scoring.metrics import (
     FrontierPoint,
     reward_kl_frontier,

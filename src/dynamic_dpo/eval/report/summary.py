@@ -1,18 +1,19 @@
 """Every number of an evaluation report, computed once from the records, before anything is written.
 
 What can be said is computed, what cannot is left out: two models get no Bradley-Terry strengths, one judge no
-agreement. How the numbers look on a page is not known here.
+agreement.
 """
 
 from __future__ import annotations
 
+import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dynamic_dpo.errors import DataError
-from dynamic_dpo.eval.records import JudgementRecord
+from dynamic_dpo.eval.records import JudgementRecord, OutputRecord
 from dynamic_dpo.eval.report.data import EvaluationData
-from dynamic_dpo.eval.report.models import ModelSummary, summarise_models
 from dynamic_dpo.eval.scoring.metrics import FrontierPoint, reward_kl_frontier
 from dynamic_dpo.eval.statistics.agreement import Agreement, judge_agreement
 from dynamic_dpo.eval.statistics.bradley_terry import BradleyTerry, bradley_terry
@@ -52,6 +53,31 @@ class CorrectedTest:
     judge: str
     test: PairedTest
     p_holm: float
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """What one model wrote.
+
+    Attributes:
+        name: The model.
+        num_outputs: Outputs.
+        lengths: Shortest, lower quartile, median, upper quartile and longest output, in characters.
+        mean_length: Mean length in characters.
+        mean_tokens: Mean length in the model's own tokens; ``None`` where any is unknown.
+        num_unfinished: Outputs cut at the limit.
+        faults: Fault that the lint found to the number of outputs with it.
+        num_faulty: Outputs with any fault.
+    """
+
+    name: str
+    num_outputs: int
+    lengths: tuple[float, float, float, float, float]
+    mean_length: float
+    mean_tokens: float | None
+    num_unfinished: int
+    faults: dict[str, int]
+    num_faulty: int
 
 
 @dataclass(frozen=True)
@@ -123,7 +149,7 @@ def summarise(data: EvaluationData) -> EvaluationSummary:
             f"the baseline {data.baseline!r} has neither outputs nor judgements; models: {', '.join(sorted(names))}"
         )
     judge_names = sorted({record.judge for record in judgements})
-    models, judges = summarise_models(data.outputs), [_judge(name, judgements, data) for name in judge_names]
+    models, judges = _models(data.outputs), [_judge(name, judgements, data) for name in judge_names]
     pairs: list[PairSummary] = []
     methods: list[CorrectedTest] = []
     for name in judge_names:
@@ -196,6 +222,41 @@ def _methods(comparisons: Sequence[Comparison], baseline: str | None) -> list[Co
     ]
     corrected = holm({test.name: test.p_value for test in tests})
     return [CorrectedTest(to_baseline[0].judge, test, corrected[test.name]) for test in tests]
+
+
+def _models(outputs: Sequence[OutputRecord]) -> list[ModelSummary]:
+    """Return what each model wrote, in their names' order."""
+    by_model: dict[str, list[OutputRecord]] = {}
+    for output in outputs:
+        by_model.setdefault(output.model, []).append(output)
+    summaries = []
+    for name, written in sorted(by_model.items()):
+        lengths = sorted(len(output.text) for output in written)
+        tokens = [output.num_tokens for output in written]
+        # An empty output has 0 tokens by right; any other 0 says that nobody counted.
+        is_counted = all(output.num_tokens or not output.text for output in written)
+        summaries.append(
+            ModelSummary(
+                name=name,
+                num_outputs=len(written),
+                lengths=(lengths[0], *_quartiles(lengths), lengths[-1]),
+                mean_length=statistics.fmean(lengths),
+                mean_tokens=statistics.fmean(tokens) if is_counted else None,
+                num_unfinished=sum(not output.finished for output in written),
+                faults=dict(
+                    sorted(Counter(flag for output in written for flag in set(output.flags)).items())
+                ),
+                num_faulty=sum(bool(output.flags) for output in written),
+            )
+        )
+    return summaries
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
 
 
 def _judge(name: str, judgements: Sequence[JudgementRecord], data: EvaluationData) -> JudgeSummary:

@@ -5,20 +5,44 @@ Equal input gives equal files, byte for byte. What the numbers mean is told in d
 
 from __future__ import annotations
 
+import csv
+import io
+import math
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dynamic_dpo.errors import DataError
-from dynamic_dpo.eval.report.data import EvaluationData as EvaluationData
-from dynamic_dpo.eval.report.data import ReportPaths as ReportPaths
+from dynamic_dpo.eval.report.data import EvaluationData
 from dynamic_dpo.eval.report.html import html_page
-from dynamic_dpo.eval.report.markdown import csv_rows, markdown
+from dynamic_dpo.eval.report.markdown import markdown
 from dynamic_dpo.eval.report.summary import EvaluationSummary, summarise
 from dynamic_dpo.eval.statistics.resampling import Interval
+from dynamic_dpo.eval.statistics.win_rate import WinRate
+from dynamic_dpo.pages.text import shown
 from dynamic_dpo.utils.files import write_json, write_text
 
 FORMAT_VERSION = 1
+CSV_COLUMNS = (  # noqa: SIM905
+    "judge model baseline category prompts wins losses ties invalid win_rate win_rate_low win_rate_high decisive "
+    "decisive_low decisive_high length_controlled length_controlled_low length_controlled_high sign_p sign_p_holm"
+).split()
+
+
+class ReportPaths(NamedTuple):
+    """The files of a report.
+
+    Attributes:
+        html: One page that needs nothing else.
+        markdown: The same for a terminal or a repository, samples left out.
+        csv: One row per win rate.
+        json: Every number.
+    """
+
+    html: Path
+    markdown: Path
+    csv: Path
+    json: Path
 
 
 def write_evaluation_report(folder: str | Path, data: EvaluationData) -> ReportPaths:
@@ -46,6 +70,39 @@ def write_evaluation_report(folder: str | Path, data: EvaluationData) -> ReportP
         csv=write_text(target / "results.csv", csv_rows(summary)),
         json=write_json(target / "results.json", report_numbers(data, summary)),
     )
+
+
+def csv_rows(summary: EvaluationSummary) -> str:
+    """Return one row per win rate, overall and by category, as CSV; what is not known is empty."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for pair in summary.pairs:
+        at_equal_length = ["", "", ""]
+        if pair.controlled is not None:
+            at_equal_length = _with_ends(pair.controlled.rate, pair.controlled.interval)
+        tests = [repr(pair.test.p_value), repr(pair.p_holm)]
+        writer.writerow([*_counts(pair.overall, ""), *at_equal_length, *tests])
+        for name, part in pair.by_category.items():
+            writer.writerow([*_counts(part, name), *["", "", ""], *["", ""]])
+    return buffer.getvalue()
+
+
+def _counts(result: WinRate, category: str) -> list[object]:
+    counts = result.counts
+    return [
+        *(shown(text) for text in (result.judge, result.model, result.baseline, category)),
+        result.num_prompts,
+        *(counts.wins, counts.losses, counts.ties, counts.invalid),
+        *_with_ends(result.rate, result.interval),
+        *_with_ends(result.decisive, result.decisive_interval),
+    ]
+
+
+def _with_ends(value: float, interval: Interval) -> list[str]:
+    if math.isnan(value):
+        return ["", "", ""]
+    return [f"{number:.6f}" for number in (value, *interval)]
 
 
 def report_numbers(data: EvaluationData, summary: EvaluationSummary) -> dict[str, Any]:
