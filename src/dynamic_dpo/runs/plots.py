@@ -1,7 +1,7 @@
 """The pictures of a run: beta, margins, exceedance, loss and accuracy, each with a sentence about what it shows.
 
-A picture is made where its numbers are there, and left out where they are not. Files and pages are not known
-here. matplotlib is imported when the first picture is drawn.
+A picture is made where its numbers are there, and left out where they are not. matplotlib is imported when the first
+picture is drawn.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What a training run left in its folder, read back for a report.
 
 Every file but one may be missing: a run with a fixed beta has no controller, an interrupted one no summary.
-What the numbers mean to a reader, and how they are drawn, is not known here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How numbers are written in a report, so that page, Markdown and alarms write them alike."""
+"""How numbers and findings are put into words, so that page, Markdown and alarms write them alike."""
 
 from __future__ import annotations
 
