@@ -12,7 +12,7 @@ from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-from dynamic_dpo.engine.layers import gated_down, gated_silu, keep_less, rms_norm
+from dynamic_dpo.engine.layers import gated_down, gated_silu, rms_norm, use_lean_layers
 from tiny import tiny_gpt2, tiny_llama, tiny_qwen2
 
 IDS = torch.arange(1, 41).view(2, 20)
@@ -55,9 +55,9 @@ def test_a_model_answers_to_the_bit_and_learns_the_same_with_less_kept(build: An
     plain, lean = models
     names = list(lean.state_dict())
     # Two norms and one gated block in each of two layers, and the last norm.
-    assert keep_less(lean) == 7
+    assert use_lean_layers(lean) == 7
     assert list(lean.state_dict()) == names
-    assert keep_less(lean) == 0
+    assert use_lean_layers(lean) == 0
     assert torch.equal(loss(lean), loss(plain))
     expected, ours = gradients(plain), gradients(lean)
     assert ours.keys() == expected.keys()
@@ -98,7 +98,7 @@ def test_what_needs_no_gradient_gets_none(frozen: int) -> None:
 def test_bfloat16_and_autocast_keep_their_types() -> None:
     for autocast in (False, True):
         models = [tiny_llama(dtype=torch.float32 if autocast else torch.bfloat16) for _ in range(2)]
-        keep_less(models[1])
+        use_lean_layers(models[1])
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             plain, lean = (loss(model) for model in models)
         assert plain.dtype == lean.dtype
@@ -109,7 +109,7 @@ def test_bfloat16_and_autocast_keep_their_types() -> None:
 
 def test_recomputed_activations_give_the_same_gradients() -> None:
     plain, lean = tiny_llama(), tiny_llama()
-    keep_less(lean)
+    use_lean_layers(lean)
     lean.train()
     lean.gradient_checkpointing_enable({"use_reentrant": False})
     ours = gradients(lean)
@@ -135,14 +135,14 @@ class GeluMLP(LlamaMLP):
 
 
 def test_layers_that_answer_otherwise_or_are_taken_are_left_alone() -> None:
-    assert keep_less(tiny_gpt2()) == 0
-    assert keep_less(Doubled(8)) == 0
+    assert use_lean_layers(tiny_gpt2()) == 0
+    assert use_lean_layers(Doubled(8)) == 0
     model = tiny_llama()
-    assert keep_less(GeluMLP(model.config)) == 0
-    assert keep_less(LlamaMLP(model.config)) == 1
+    assert use_lean_layers(GeluMLP(model.config)) == 0
+    assert use_lean_layers(LlamaMLP(model.config)) == 1
     taken = model.model.layers[0].mlp
     taken.forward = taken.forward  # as hooks of other libraries do
-    assert keep_less(model) == 6
+    assert use_lean_layers(model) == 6
     gemma = Gemma2ForCausalLM(
         Gemma2Config(
             vocab_size=96,
@@ -154,14 +154,14 @@ def test_layers_that_answer_otherwise_or_are_taken_are_left_alone() -> None:
             head_dim=8,
         )
     )
-    assert keep_less(gemma) == 0
+    assert use_lean_layers(gemma) == 0
     with torch.device("meta"):
-        assert keep_less(LlamaRMSNorm(8)) == 0
+        assert use_lean_layers(LlamaRMSNorm(8)) == 0
 
 
 def test_a_copy_runs_on_its_own_weights() -> None:
     model = tiny_llama()
-    keep_less(model)
+    use_lean_layers(model)
     other = copy.deepcopy(model)
     before = loss(model)
     with torch.no_grad():

@@ -285,7 +285,7 @@ def test_of_processes_that_want_a_copy_at_a_time_one_makes_it(any_file: Path) ->
 
 
 def test_nobody_waits_for_ever(any_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copies, "PATIENCE", 0.1)
+    monkeypatch.setattr(copies, "LONGEST_WAIT", 0.1)
     inner: list[Path | None] = []
 
     def take_long(folder: Path) -> None:

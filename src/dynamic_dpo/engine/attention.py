@@ -3,7 +3,7 @@
 All prompts of a micro-batch lie behind each other in one row, each followed by its completions, so that a model's
 linear layers see needed tokens only. In attention each is causal triangles (prompt and first completion; every
 further completion) and rectangles (a further completion on the prompt); a further completion's two parts are merged
-by their log-sum-exp. What is attended to, and why, is said in `rows`.
+by their log-sum-exp. What is attended to, and why: `rows`.
 
 The identity behind the merge is that of FlashAttention's split along keys (Dao et al. 2022, arXiv:2205.14135).
 """

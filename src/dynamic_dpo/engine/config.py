@@ -15,8 +15,8 @@ class EngineConfig:
     Attributes:
         layout: ``packed`` puts all pairs in one row without padding, ``shared`` each pair in a padded row,
             ``plain`` each answer; ``auto`` takes the first of these that the model can.
-        tokens_per_microbatch: Budget of tokens in a micro-batch, padding included; ``None`` chooses it from the
-            memory there is.
+        tokens_per_microbatch: Token budget of a micro-batch, padding included; ``None`` chooses it from the memory
+            there is.
         head_chunk: Completion positions whose logits exist at a time.
         lean_layers: Let norms and gated blocks of Llama-shaped models keep less for backward and compute by
             element what they did not keep.

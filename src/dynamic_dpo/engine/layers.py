@@ -1,4 +1,4 @@
-"""Layers of Llama-shaped models that keep less between forward and backward, at the same result.
+"""Lean layers: norms and gated blocks of Llama-shaped models that keep less for backward, at the same result.
 
 Left to autograd, a norm keeps its input and the normalised input, a gated feed-forward block keeps four wide
 vectors a token: together more than half of all activations. Here a norm keeps its input and one number a token, a
@@ -117,8 +117,8 @@ def _gated_forward(self: Any, x: Tensor) -> Tensor:
     return result
 
 
-def keep_less(model: nn.Module) -> int:
-    """Let the norms and gated blocks of ``model`` keep less for backward, wherever they answer the same.
+def use_lean_layers(model: nn.Module) -> int:
+    """Make the norms and gated blocks of ``model`` lean, wherever the lean layer gives the same answer.
 
     Args:
         model: Any model. Only the ``forward`` of its matching layers is replaced, on the instance; a layer

@@ -1,4 +1,4 @@
-"""How pairs, or prompts with their completions, are cut into micro-batches: by a budget of tokens, longest together.
+"""How pairs, or prompts with their completions, are cut into micro-batches: by a token budget, longest together.
 
 The cut is memory, not mathematics: losses, gradients and controller state do not depend on it.
 """

@@ -108,7 +108,7 @@ class ReferenceStore:
                 continue  # Taken away by another run, or not ours to remove: nothing depends on it.
 
     def reload(self) -> None:
-        """Read shards that appeared since the last look; damaged ones are removed and said."""
+        """Read shards that appeared since the last call; damaged ones are removed with a warning."""
         for path in sorted(self.folder.glob("*.safetensors")):
             if path.name in self._seen_shards:
                 continue

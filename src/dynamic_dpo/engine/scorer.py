@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dynamic_dpo.engine.capability import check_layouts_agree, detect_capability, inference
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.head import LiveReference, Readout, is_plain_linear
-from dynamic_dpo.engine.layers import keep_less
+from dynamic_dpo.engine.layers import use_lean_layers
 from dynamic_dpo.engine.plan import group_by_prompt, plan_microbatches
 from dynamic_dpo.engine.rows import (
     PairBatch,
@@ -48,8 +48,8 @@ from dynamic_dpo.models.causal_lm import causal_lm, inside_wrappers
 
 logger = logging.getLogger("dynamic_dpo")
 
-# Without gradients no activations are kept: twice the tokens go through at once.
-_FACTOR_WITHOUT_GRADIENTS = 2
+# Without gradients no activations are kept, and so many times the tokens fit.
+_BUDGETS_WITHOUT_GRADIENTS = 2
 # Prompts whose micro-batches are planned together: the plan's work grows faster than their number.
 _PROMPTS_AT_ONCE = 256
 
@@ -81,7 +81,7 @@ class PairScorer:
     ) -> None:
         self.config = config or EngineConfig()
         lm = causal_lm(model)
-        lean = keep_less(lm) if self.config.lean_layers else 0
+        lean = use_lean_layers(lm) if self.config.lean_layers else 0
         capability = detect_capability(lm)
         wanted = self.config.layout
         if wanted in ("shared", "packed") and not getattr(capability, wanted):
@@ -169,13 +169,25 @@ class PairScorer:
         """Lay out prompts and their completions as rows on the CPU."""
         return {"packed": packed_rows, "shared": shared_rows, "plain": plain_rows}[self.layout](batch)
 
+    def _budget(self, with_gradients: bool) -> int:
+        return self.tokens_per_microbatch * (1 if with_gradients else _BUDGETS_WITHOUT_GRADIENTS)
+
     def plan(
-        self, batch: PromptsAndCompletions, *, budget_factor: int = 1, at_least: int = 1
+        self, batch: PromptsAndCompletions, *, with_gradients: bool = True, at_least: int = 1
     ) -> list[list[int]]:
-        """Cut prompts with their completions into micro-batches within the token budget times ``budget_factor``."""
+        """Cut prompts with their completions into micro-batches within the token budget.
+
+        Args:
+            batch: Pairs, or prompts with any number of completions.
+            with_gradients: Whether a backward pass follows; without one twice the budget fits.
+            at_least: Micro-batches to make at least, where ranks must agree on a number.
+
+        Returns:
+            Micro-batches as lists of indices into ``batch``.
+        """
         return plan_microbatches(
             row_lengths(batch, shared=self.shared),
-            self.tokens_per_microbatch * budget_factor,
+            self._budget(with_gradients),
             rows_per_prompt=1 if self.shared else max(map(len, batch.completions), default=1),
             at_least=at_least,
             padded=not self.packed,
@@ -255,8 +267,7 @@ class PairScorer:
                     "one of each is needed"
                 )
         if self.shared:
-            tokens = self.tokens_per_microbatch * _FACTOR_WITHOUT_GRADIENTS
-            groups = group_by_prompt(prompts, completions, longest=tokens)
+            groups = group_by_prompt(prompts, completions, longest=self._budget(with_gradients=False))
         else:
             groups = [[place] for place in range(len(completions))]
         logps = torch.zeros(len(completions), dtype=torch.float64)
@@ -269,7 +280,7 @@ class PairScorer:
                     [prompts[group[0]] for group in window],
                     [[completions[place] for place in group] for group in window],
                 )
-                for part in self.plan(batch, budget_factor=_FACTOR_WITHOUT_GRADIENTS):
+                for part in self.plan(batch, with_gradients=False):
                     rows = self.rows(batch.select(part)).to(device)
                     places = [place for index in part for place in window[index]]
                     logps[places] = self._call(model, rows)["logps"].double().cpu()

@@ -2,7 +2,7 @@
 
 Unpacking reads half a million values one by one in Python and dequantises every weight: twenty seconds for a model
 that an ordinary folder gives back in two. The copy holds the same float32 weights bit for bit and the same
-tokenizer. What a model is for is not known here.
+tokenizer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LARGEST_FILE = 2**30
 # What a copy may need: float32 is eight times four bits, and then some disk is to be left.
 FREE_PER_BYTE = 12
 # Seconds to wait for another process that makes the same copy.
-PATIENCE = 300.0
+LONGEST_WAIT = 300.0
 
 
 def unpacked(file: Path, part: str, unpack: Callable[[Path], None]) -> Path | None:
@@ -54,7 +54,7 @@ def unpacked(file: Path, part: str, unpack: Callable[[Path], None]) -> Path | No
             return target
         folder.mkdir(parents=True, exist_ok=True)
         # The system gives up a killed process's lock.
-        with FileLock(folder / f".{part}.lock", timeout=PATIENCE):
+        with FileLock(folder / f".{part}.lock", timeout=LONGEST_WAIT):
             if target.is_dir():
                 return target
             for left_by_a_killed_one in folder.glob(f".{part}.*.tmp"):
@@ -65,13 +65,13 @@ def unpacked(file: Path, part: str, unpack: Callable[[Path], None]) -> Path | No
         logger.info("the %s of %s is unpacked and kept for later starts: %s", part, file.name, target)
         return target
     except PackageNotFoundError:
-        return None  # Whoever reads the file will say what is missing.
+        return None  # The package gguf is missing, as reading the file itself will say.
     except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home folder.
         logger.warning("no copy of %s is kept for later starts: %s", file, error)
         return None
 
 
-def forget(folder: Path) -> None:
+def remove_copy(folder: Path) -> None:
     """Remove a copy that cannot be read, so that the next start makes it anew."""
     logger.warning("the copy %s cannot be read and is removed; the .gguf file is read instead", folder)
     shutil.rmtree(folder, ignore_errors=True)

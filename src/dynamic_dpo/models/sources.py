@@ -1,6 +1,6 @@
 """Where a model comes from and how it is loaded: a hub name, a folder, a ``.gguf`` file or an installed package.
 
-Also the fingerprint of its weights, taken from the files. Training is not known here.
+Also the fingerprint of its weights: of the files where there are some, else of the parameters themselves.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 from safetensors import SafetensorError
 
 from dynamic_dpo.errors import ModelError
-from dynamic_dpo.models.gguf import forget, unpacked
+from dynamic_dpo.models.gguf import remove_copy, unpacked
 
 PACKAGE_PREFIX = "package:"
-# Said aloud: left out, transformers asks on the terminal whether to run code that a model's repository brings.
+# Given although it is the default: left out, transformers asks on the terminal whether to run a repository's code.
 SAFE_LOADING = {"trust_remote_code": False}
 # What the libraries raise on a file that is missing, damaged, malicious or of another model.
 _NOT_LOADABLE = (
@@ -172,7 +172,7 @@ def _load(source: ModelSource, part: str, unpack: Callable[[Path], None], load: 
         loaded = load(str(copy))
     except _NOT_LOADABLE:
         loaded = load(source.location, **source.load_kwargs)
-        forget(copy)  # Only now: what the caller asked for may have been the fault.
+        remove_copy(copy)  # Only now: what the caller asked for may have been the fault.
     loaded.name_or_path = source.location
     return loaded
 

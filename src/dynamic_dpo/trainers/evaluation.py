@@ -50,8 +50,7 @@ def evaluate_pairs(
     with torch.no_grad(), accelerator.autocast():
         for batch in bar:
             pairs = batch["pairs"]
-            # Without activations to keep, twice as many tokens fit.
-            for microbatch in policy.scorer.plan(pairs, budget_factor=2):
+            for microbatch in policy.scorer.plan(pairs, with_gradients=False):
                 part = pairs.select(microbatch)
                 scored = policy.forward(model, part, method.needs)
                 control = method.control_in_evaluation(method.evidence(scored))

@@ -1,7 +1,7 @@
-"""The policy and its reference: how they are loaded, adapted, scored and, for the reference, let go again.
+"""The policy and its reference: how they are loaded, adapted and scored, and when the reference is freed.
 
 The reference is the model given as such, or the policy as it was before the first step; with a fresh adapter that
-is the policy with the adapter off. What the log-probabilities are used for is not known here.
+is the policy with the adapter off.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class PolicyAndReference:
                 dtype=self._arithmetic(accelerator),
             ),
             partial(self._score_reference, accelerator),
-            lambda pairs: self.scorer.plan(pairs, budget_factor=2),
+            lambda pairs: self.scorer.plan(pairs, with_gradients=False),
             show_progress=show_progress,
         )
 

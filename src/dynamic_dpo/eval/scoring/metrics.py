@@ -1,7 +1,6 @@
 """What a preference-trained policy's own log-probabilities say: implicit rewards, and how far it left its reference.
 
-Arrays in, numbers out: where the log-probabilities come from is not known here. Margins are in nats and without
-beta, as everywhere; only a reward carries beta.
+Arrays in, numbers out. Margins are in nats and without beta, as everywhere; only a reward carries beta.
 """
 
 from __future__ import annotations
