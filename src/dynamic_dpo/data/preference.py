@@ -87,7 +87,7 @@ def to_preference_pairs(
     if kind not in ROW_KINDS:
         known = ", ".join(map(repr, ROW_KINDS))
         raise DataError(f"kind of rows {kind!r} is unknown: expected 'auto', {known}")
-    reader = _PairReader(kind, as_messages=chat_template)
+    reader = _RowReader(kind, as_messages=chat_template)
     pairs = map_tables(
         dataset, reader, features=reader.features, desc="Reading preference pairs", num_proc=num_proc
     )
@@ -125,7 +125,7 @@ def detect_dataset_kind(dataset: Dataset) -> str:
     )
 
 
-class _PairReader:
+class _RowReader:
     """The batch function: a table of rows in, a table of pairs and problems out."""
 
     def __init__(self, kind: str, *, as_messages: bool) -> None:

@@ -1,7 +1,7 @@
 """What a preference pair's token ids are: for plain text, for conversations, and for ids that are given.
 
 Each reader takes a batch of pairs and gives whole, untruncated ids with the boundary between prompt and answers
-found and the answers closed. Lengths, tables and files are not known here.
+found and the answers closed. `tokenize` cuts them to length.
 """
 
 from __future__ import annotations

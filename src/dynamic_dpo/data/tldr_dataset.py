@@ -1,7 +1,7 @@
 """Posts with reference summaries, for evaluation: one row a post, named by its content.
 
 The fields are found by their usual names or given; the sample is drawn by a seed and does not depend on the
-order of the rows. What is asked about a post, and how an answer is judged, is not known here.
+order of the rows.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Preference pairs become token ids: prompt, chosen, rejected, each answer closed by exactly one stop token.
 
 Whole sequences are tokenised, never pieces glued together; the prompt is as much of it as both sequences share
-token by token. Rows, files and splits are known elsewhere, padding and batches nowhere here.
+token by token.
 """
 
 from __future__ import annotations

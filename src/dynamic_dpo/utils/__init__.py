@@ -1,1 +1,1 @@
-"""Small helpers that every layer may use and that know nothing of training."""
+"""Small helpers that every room may use."""

@@ -1,7 +1,4 @@
-"""Writing files so that a crash, a full disk or a cut of power leaves the old content or the new, never half.
-
-What the files mean is not known here.
-"""
+"""Writing files so that a crash, a full disk or a cut of power leaves the old content or the new, never half."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """A file of JSON lines that only grows: each line is on the disk before the call that wrote it returns.
 
-A line that a crash cut in two is moved aside on opening, and a lock keeps a second process out. What the lines
-mean is not known here.
+A line that a crash cut in two is moved aside on opening, and a lock keeps a second process out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Stopping when asked to: SIGTERM and SIGINT end a run in order, a second one ends it at once.
 
 Inside `stop_signals` a signal raises `Interrupted` where the program stands; work that must not be cut in the middle
-is put in `deferred` and looks itself with `stop_requested` or `raise_if_requested`. What it is, is not known here.
+is put in `deferred` and looks itself with `stop_requested` or `raise_if_requested`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Conversation text: the Llama-3 chat template, HH transcripts as messages, and the tokens that end an answer.
 
-Knows how turns are written down and which tokens close them; it knows neither datasets nor models, and it
-never loads a tokenizer.
+How turns are written down and which tokens close them; tokenizers are given, none is loaded.
 """
 
 from __future__ import annotations
