@@ -5,38 +5,52 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dynamic_dpo.errors import ConfigError
+from dynamic_dpo.methods.settings import check_settings, documented, setting
 
 
+@documented()
 @dataclass(frozen=True)
 class EngineConfig:
-    """How pairs meet the model.
+    """How pairs meet the model: changes speed and memory, never the mathematics."""
 
-    Attributes:
-        layout: ``packed`` puts all pairs in one row without padding, ``shared`` each pair in a padded row,
-            ``plain`` each answer; ``auto`` takes the first of these that the model can.
-        tokens_per_microbatch: Token budget of a micro-batch, padding included; ``None`` chooses it from the memory
-            there is.
-        head_chunk: Completion positions whose logits exist at a time.
-        lean_layers: Let norms and gated blocks of Llama-shaped models keep less for backward and compute by
-            element what they did not keep.
-        offload_activations: Keep what the backward pass needs in the host's memory: less of the GPU's, more time.
-        self_check: Score a few pairs both ways before training and refuse to go on if they differ.
-        reference_dir: Folder of the reference store; ``None`` is the user's cache folder.
-    """
-
-    layout: Literal["auto", "packed", "shared", "plain"] = "auto"
-    tokens_per_microbatch: int | None = None
-    head_chunk: int = 256
-    lean_layers: bool = True
-    offload_activations: bool = False
-    self_check: bool = True
-    reference_dir: str | None = None
+    layout: Literal["auto", "packed", "shared", "plain"] = setting(
+        "auto",
+        "All pairs in one row without padding (packed), a padded row per pair with a shared prompt (shared), two "
+        "padded rows per pair (plain), or the first of these that the model allows (auto).",
+        key="engine.layout",
+    )
+    tokens_per_microbatch: int | None = setting(
+        None,
+        "Most tokens, padding included, that go through the model at once; null: chosen from the memory there is.",
+        key="engine.tokens_per_microbatch",
+        ge=1,
+    )
+    head_chunk: int = setting(
+        256,
+        "Completion positions per chunk of the output head; less is less memory.",
+        key="engine.head_chunk",
+        ge=1,
+    )
+    lean_layers: bool = setting(
+        True,
+        "Llama-shaped models: norms and gated blocks keep less for the backward pass; less memory, no more time.",
+        key="engine.lean_layers",
+    )
+    offload_activations: bool = setting(
+        False,
+        "Keep what the backward pass needs in the host's memory; needs CUDA, takes time.",
+        key="engine.offload_activations",
+    )
+    self_check: bool = setting(
+        True,
+        "Score a few pairs in both layouts at the start and stop if they differ.",
+        key="engine.self_check",
+    )
+    reference_dir: str | None = setting(
+        None,
+        "Folder of stored reference log-probabilities, shared by runs; null: the user's cache.",
+        key="engine.reference_dir",
+    )
 
     def __post_init__(self) -> None:
-        if self.layout not in ("auto", "packed", "shared", "plain"):
-            raise ConfigError(f"layout must be 'auto', 'packed', 'shared' or 'plain', got {self.layout!r}")
-        for key in ("tokens_per_microbatch", "head_chunk"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ConfigError(f"{key} must be at least 1, got {value}")
+        check_settings(self)

@@ -1,6 +1,6 @@
 """The sections that say how it is computed: adapters, engine and rollouts.
 
-Errors, ``--help`` and the reference documentation are derived from these fields.
+The engine's own settings are stated in `EngineConfig`. Errors, ``--help`` and the documentation follow.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from dynamic_dpo.config.base import Section, refuse
+from dynamic_dpo.config.from_settings import settings_section
+from dynamic_dpo.engine.config import EngineConfig
 
 
 class PeftSection(Section):
@@ -28,43 +30,11 @@ class PeftSection(Section):
     )
 
 
-class EngineSection(Section):
+class EngineSection(settings_section("engine", EngineConfig)):  # type: ignore[misc]
     """How pairs meet the model: changes speed and memory, never the mathematics."""
 
-    layout: Literal["auto", "packed", "shared", "plain"] = Field(
-        default="auto",
-        description="All pairs in one row without padding (packed), a padded row per pair with a shared prompt "
-        "(shared), two padded rows per pair (plain), or the first of these that the model allows (auto).",
-    )
-    tokens_per_microbatch: int | None = Field(
-        default=None,
-        ge=64,
-        description="Most tokens, padding included, that go through the model at once; null: chosen from the "
-        "memory there is.",
-    )
-    head_chunk: int = Field(
-        default=256,
-        ge=1,
-        description="Completion positions per chunk of the output head; less is less memory.",
-    )
-    self_check: bool = Field(
-        default=True, description="Score a few pairs in both layouts at the start and stop if they differ."
-    )
     gradient_checkpointing: bool = Field(
         default=False, description="Recompute activations in the backward pass: less memory, more time."
-    )
-    lean_layers: bool = Field(
-        default=True,
-        description="Llama-shaped models: norms and gated blocks keep less for the backward pass; less memory, "
-        "no more time.",
-    )
-    offload_activations: bool = Field(
-        default=False,
-        description="Keep what the backward pass needs in the host's memory; needs CUDA, takes time.",
-    )
-    reference_dir: str | None = Field(
-        default=None,
-        description="Folder of stored reference log-probabilities, shared by runs; null: the user's cache.",
     )
     attn_implementation: str | None = Field(
         default=None, description="Attention kernel, e.g. eager or sdpa; null: the model's default."
