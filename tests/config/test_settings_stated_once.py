@@ -22,8 +22,8 @@ from dynamic_dpo.config.phrases import shown
 from dynamic_dpo.config.schema import TrainingConfig
 from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.methods import METHODS, RiskConfig, ScheduleConfig
-from dynamic_dpo.methods.settings import check_settings, file_defaults, file_keys, setting, stated_by
 from dynamic_dpo.runs.margin_log import MarginLogConfig
+from dynamic_dpo.utils.settings import check_settings, file_defaults, file_keys, setting, stated_by
 from places import SOURCE
 
 FLAT = (RiskConfig, MarginLogConfig)

@@ -12,7 +12,7 @@ from dynamic_dpo.cli.build_training import build_method
 from dynamic_dpo.config import get_training_config
 from dynamic_dpo.methods import IPO, METHODS, BuildContext, PreferenceMethod, Risk, Schedule
 from dynamic_dpo.methods.building_blocks import FixedBetaMethod
-from dynamic_dpo.methods.settings import setting, stated_by
+from dynamic_dpo.utils.settings import setting, stated_by
 
 ARGS = SimpleNamespace(per_device_train_batch_size=4, gradient_accumulation_steps=2, world_size=2)
 

@@ -48,7 +48,7 @@ def _command(argv: Sequence[str]) -> int:
     from dynamic_dpo.lab.simulation import simulate
     from dynamic_dpo.lab.tables import simulation_table
     from dynamic_dpo.methods.risk.config import RiskConfig
-    from dynamic_dpo.methods.settings import file_defaults
+    from dynamic_dpo.utils.settings import file_defaults
 
     result = simulate(
         comma_list(arguments.mode),

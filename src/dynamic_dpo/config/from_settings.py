@@ -1,6 +1,6 @@
 """Sections of a file made from what components state of their settings, and components made from sections.
 
-Types, defaults, ranges and meanings stand with the component (`dynamic_dpo.methods.settings`) and nowhere else.
+Types, defaults, ranges and meanings stand with the component (`dynamic_dpo.utils.settings`) and nowhere else.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import annotated_types
 from pydantic import Field, ValidationInfo, create_model, field_validator
 
 from dynamic_dpo.config.base import Section, refuse
-from dynamic_dpo.methods.settings import (
+from dynamic_dpo.utils.bounds import Bounds
+from dynamic_dpo.utils.settings import (
     FileKey,
     Relation,
     Stated,
@@ -24,7 +25,6 @@ from dynamic_dpo.methods.settings import (
     unmet_needs,
     unmet_relations,
 )
-from dynamic_dpo.utils.bounds import Bounds
 
 
 def settings_section(

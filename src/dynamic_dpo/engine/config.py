@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dynamic_dpo.methods.settings import check_settings, documented, setting
+from dynamic_dpo.utils.settings import check_settings, documented, setting
 
 
 @documented()

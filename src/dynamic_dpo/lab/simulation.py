@@ -23,7 +23,7 @@ from dynamic_dpo.methods.risk.chains import RiskChains
 from dynamic_dpo.methods.risk.config import RiskConfig
 from dynamic_dpo.methods.risk.modes import CHAINS
 from dynamic_dpo.methods.schedule import Schedule, ScheduleConfig
-from dynamic_dpo.methods.settings import file_defaults
+from dynamic_dpo.utils.settings import file_defaults
 
 TRACE_POINTS = 200
 

@@ -21,8 +21,9 @@ from dynamic_dpo.methods.base import (
 )
 from dynamic_dpo.methods.building_blocks import Moments, batch_moments, finite_values, follow
 from dynamic_dpo.methods.dpo import logistic_losses
-from dynamic_dpo.methods.settings import Scope, beta_setting, check_settings, setting
+from dynamic_dpo.methods.settings import Scope, beta_setting
 from dynamic_dpo.methods.simpo import length_normalised_differences
+from dynamic_dpo.utils.settings import check_settings, setting
 
 if TYPE_CHECKING:
     from torch import Tensor

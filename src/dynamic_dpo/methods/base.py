@@ -185,7 +185,7 @@ class PreferenceMethod:
     Attributes:
         name: Name in `METHODS` and of the method's section of settings.
         Settings: Frozen dataclass of what a file says of the method, or ``None`` where it has nothing to say; its
-            fields are made with `dynamic_dpo.methods.settings.setting`.
+            fields are made with `dynamic_dpo.utils.settings.setting`.
         neutral: Settings under which the method is plain DPO with its beta; ``None`` where none make it so.
         needs: What the engine must give. An attribute of the class, or of the object where settings decide.
         steers_beta: Whether `build` takes `BuildContext.loss`, a method whose beta this one moves.

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.methods.base import Control, PairForward, PreferenceMethod
 from dynamic_dpo.methods.building_blocks import FixedBetaMethod
-from dynamic_dpo.methods.settings import beta_setting, check_settings, setting
+from dynamic_dpo.methods.settings import beta_setting
+from dynamic_dpo.utils.settings import check_settings, setting
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -24,7 +24,8 @@ from dynamic_dpo.methods.base import (
     finite_margins,
 )
 from dynamic_dpo.methods.dpo import logistic_losses
-from dynamic_dpo.methods.settings import beta_setting, check_settings, setting
+from dynamic_dpo.methods.settings import beta_setting
+from dynamic_dpo.utils.settings import check_settings, setting
 
 if TYPE_CHECKING:
     from torch import Tensor

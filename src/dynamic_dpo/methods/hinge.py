@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from dynamic_dpo.methods.base import Control, PairForward
 from dynamic_dpo.methods.building_blocks import FixedBetaMethod
-from dynamic_dpo.methods.settings import beta_setting, check_settings
+from dynamic_dpo.methods.settings import beta_setting
+from dynamic_dpo.utils.settings import check_settings
 
 if TYPE_CHECKING:
     from torch import Tensor

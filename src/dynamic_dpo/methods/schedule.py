@@ -21,7 +21,8 @@ from dynamic_dpo.methods.base import (
 from dynamic_dpo.methods.building_blocks import SteeringMethod
 from dynamic_dpo.methods.dpo import loss_to_steer
 from dynamic_dpo.methods.risk.config import RiskConfig
-from dynamic_dpo.methods.settings import Scope, check_settings, documented, same_as, setting
+from dynamic_dpo.methods.settings import Scope
+from dynamic_dpo.utils.settings import check_settings, documented, same_as, setting
 
 if TYPE_CHECKING:
     from torch import Tensor

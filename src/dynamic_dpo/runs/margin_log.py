@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynamic_dpo.errors import CheckpointError
-from dynamic_dpo.methods.settings import check_settings, documented, setting
 from dynamic_dpo.runs.files import CONTROLLER, MARGIN_LOG_FOLDER, MARGINS
 from dynamic_dpo.utils.files import sync, write_refused
 from dynamic_dpo.utils.names import path_inside
+from dynamic_dpo.utils.settings import check_settings, documented, setting
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,10 +11,11 @@ from torch import nn
 from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.methods.risk.config import MonitorMode, RiskConfig, RiskMode
 from dynamic_dpo.methods.risk.controller import Risk
-from dynamic_dpo.methods.settings import Scope, documented
+from dynamic_dpo.methods.settings import Scope
 from dynamic_dpo.runs.margin_log import MarginLogConfig
 from dynamic_dpo.trainers.arguments import default_arguments, pairs_per_update
 from dynamic_dpo.trainers.preference_trainer import PreferenceTrainer
+from dynamic_dpo.utils.settings import documented
 
 PartT = TypeVar("PartT", RiskConfig, MarginLogConfig)
 

@@ -16,7 +16,7 @@ from dynamic_dpo.config.sections.methods import (
 )
 from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.methods import METHODS
-from dynamic_dpo.methods.settings import file_defaults
+from dynamic_dpo.utils.settings import file_defaults
 
 
 def config_with(**sections: object) -> TrainingConfig:

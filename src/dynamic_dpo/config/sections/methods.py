@@ -14,8 +14,9 @@ from dynamic_dpo.config.base import Document, Section, refuse
 from dynamic_dpo.config.from_settings import contradictions_in, settings_section
 from dynamic_dpo.config.phrases import given
 from dynamic_dpo.methods.risk.config import RiskConfig
-from dynamic_dpo.methods.settings import MAX_NONFINITE, file_keys
+from dynamic_dpo.methods.settings import MAX_NONFINITE
 from dynamic_dpo.methods.table import METHODS
+from dynamic_dpo.utils.settings import file_keys
 
 if TYPE_CHECKING:
     from dynamic_dpo.methods.base import PreferenceMethod

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from dynamic_dpo.errors import ConfigError
-from dynamic_dpo.methods.settings import Scope, check_settings, documented, setting
+from dynamic_dpo.methods.settings import Scope
+from dynamic_dpo.utils.settings import check_settings, documented, setting
 
 # Each has its test and its simulated chains in a file of its own: see `modes`.
 RiskMode = Literal["paper", "exact", "rm", "target"]
