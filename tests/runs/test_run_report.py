@@ -321,9 +321,11 @@ def test_numbers_that_are_not_numbers_leave_gaps_and_no_fault(tmp_path: Path) ->
 
 def test_half_a_last_line_of_a_killed_run_is_left_out(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    with (run / "logs/margins/controller.jsonl").open("a") as file:
-        file.write('{"step": 13, "upd')
-    assert len(read_run(run).controller) == NUM_UPDATES
+    log = run / "logs/margins/controller.jsonl"
+    whole = log.read_bytes()
+    for half in (b'{"step": 13, "upd', b"\xff\0\0"):
+        log.write_bytes(whole + half)
+        assert len(read_run(run).controller) == NUM_UPDATES
 
 
 @pytest.mark.parametrize(
@@ -332,8 +334,8 @@ def test_half_a_last_line_of_a_killed_run_is_left_out(tmp_path: Path) -> None:
         ("run_summary.json", "{", r"run_summary\.json is not JSON"),
         ("run_summary.json", "[]", "must hold a JSON object, got list"),
         ("trainer_state.json", '{"log_history": 3}', "log_history.*must be a list, got int"),
-        ("logs/margins/margins.jsonl", "{}\nhalf\n{}\n", r"margins\.jsonl line 2 is not JSON"),
-        ("logs/margins/margins.jsonl", "[1]\n{}\n", r"margins\.jsonl line 1 must hold a JSON object"),
+        ("logs/margins/margins.jsonl", "{}\nhalf\n{}\n", r"line 2 of .*margins\.jsonl is no JSON object"),
+        ("logs/margins/margins.jsonl", "[1]\n{}\n", r"line 1 of .*margins\.jsonl is no JSON object"),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:

@@ -19,6 +19,7 @@ from dynamic_dpo.runs.files import (
     SUMMARY,
     TRAINER_STATE,
 )
+from dynamic_dpo.utils.json_lines import read_json_lines
 
 Record = dict[str, Any]
 
@@ -129,21 +130,4 @@ def _object(path: Path) -> Record:
 
 
 def _lines(path: Path) -> list[Record]:
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    records = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            # A killed run may leave half a last line; half a line elsewhere is damage.
-            if number == len(lines):
-                break
-            raise DataError(f"{path} line {number} is not JSON ({error}); the log is damaged") from error
-        if not isinstance(record, dict):
-            raise DataError(f"{path} line {number} must hold a JSON object, got {type(record).__name__}")
-        records.append(record)
-    return records
+    return read_json_lines(path) if path.exists() else []

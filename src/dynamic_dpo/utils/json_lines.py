@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from dynamic_dpo.errors import DataError
+from dynamic_dpo.utils.files import sync
 
 
 class JsonLinesFile:
@@ -45,7 +46,7 @@ class JsonLinesFile:
             _lock_file(self._file, self.path)
             self.rows = self._read_and_repair(self._file)
             # The file's name, too, must survive a crash.
-            _sync_folder(self.path.parent)
+            sync(self.path.parent)
         except BaseException:
             self.close()
             raise
@@ -169,11 +170,3 @@ def _open(path: Path) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}") from None
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
