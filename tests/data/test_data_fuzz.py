@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dynamic_dpo.data.hh_dataset import apply_chat_template_to_dataset
-from dynamic_dpo.data.pairing import KINDS, TOKEN_FIELDS
+from dynamic_dpo.data.pairing import ROW_KINDS, TOKEN_FIELDS
 from dynamic_dpo.data.preference import to_preference_pairs
 from dynamic_dpo.data.quarantine import REASONS, Quarantine, excerpt
 from dynamic_dpo.data.sft_dataset import to_sft_examples
@@ -214,7 +214,7 @@ def test_there_are_more_than_twenty_five_kinds() -> None:
 
 
 @pytest.mark.parametrize("chat_template", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ROW_KINDS)
 def test_every_fuzzed_row_is_kept_as_a_tokenised_pair_or_quarantined(
     kind: str, chat_template: bool, rows: Any, tmp_path: Path
 ) -> None:

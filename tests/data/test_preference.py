@@ -11,7 +11,7 @@ from trl.data_utils import extract_prompt
 
 from dynamic_dpo.data import arrow
 from dynamic_dpo.data.arrow import as_dataset
-from dynamic_dpo.data.pairing import KINDS, common_text_prompt, detect_kind, read_pair
+from dynamic_dpo.data.pairing import ROW_KINDS, common_text_prompt, detect_kind, read_pair
 from dynamic_dpo.data.preference import to_preference_pairs
 from dynamic_dpo.data.quarantine import REASONS, BadRow
 from dynamic_dpo.errors import DataError
@@ -211,7 +211,7 @@ anything = st.recursive(
 )
 
 
-@given(anything, st.sampled_from(KINDS), st.booleans())
+@given(anything, st.sampled_from(list(ROW_KINDS)), st.booleans())
 def test_any_json_value_is_a_pair_or_a_known_reason(row, kind, as_messages):
     reason = pair = None
     try:
@@ -280,7 +280,7 @@ def test_file_that_is_no_json_at_all_is_an_error():
 
 
 def test_unknown_kind_is_an_error_that_lists_the_known_ones():
-    with pytest.raises(DataError, match=", ".join(map(repr, KINDS))):
+    with pytest.raises(DataError, match=", ".join(map(repr, ROW_KINDS))):
         to_preference_pairs([HH], kind="html")
 
 

@@ -1,8 +1,7 @@
 """Large sets on disk, worked through in batches by one or several processes.
 
 Everything between a source and its token ids passes through ``map_tables``: the results are Arrow files in a
-scratch folder that is removed when the program ends, so memory stays flat and no stale cache can be met. This
-module knows tables, not what their rows mean.
+scratch folder that is removed when the program ends, so memory stays flat and no stale cache can be met.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +22,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, Value
 
 from dynamic_dpo.data.quarantine import BadRow, Quarantine
+from dynamic_dpo.errors import DataError
 
 JSON_COLUMN: Final = "json_line"
 """The one column of a set read from JSON: each row's undecoded bytes.
@@ -136,6 +136,66 @@ def map_tables(
             desc=desc,
         )
     return mapped.with_format(None)
+
+
+def read_rows(
+    dataset: Dataset,
+    read: Callable[[Any], Sequence[Any]],
+    *,
+    columns: Mapping[str, Any],
+    quarantine: Quarantine,
+    desc: str,
+    needed: str,
+    num_proc: int | None = None,
+) -> Dataset:
+    """Read each row into columns, and set aside the rows that cannot be read.
+
+    Args:
+        dataset: Any dataset, undecoded JSON included.
+        read: From one row to its values, one a column; raises ``BadRow``. It is sent to worker processes.
+        columns: Name and feature of each column.
+        quarantine: Receives the rows that cannot be read.
+        desc: Text of the progress bar.
+        needed: What at least one row must give, for the error.
+        num_proc: Processes. None: one.
+
+    Returns:
+        The columns, with ``row``, the number of the row each came from.
+
+    Raises:
+        DataError: If there are no rows, or none can be read.
+    """
+    num_before = len(quarantine)
+    reader = _RowReader(read, columns)
+    rows = map_tables(dataset, reader, features=reader.features, desc=desc, num_proc=num_proc)
+    rows = move_bad_rows(rows, quarantine)
+    if not len(rows):
+        quarantine.raise_if_above(0.0, len(quarantine) - num_before)
+        raise DataError(f"no rows were given: at least one {needed} is needed")
+    return rows
+
+
+class _RowReader:
+    """The batch function: a table of rows in, a table of what was read and of problems out."""
+
+    def __init__(self, read: Callable[[Any], Sequence[Any]], columns: Mapping[str, Any]) -> None:
+        self.read = read
+        self.no_values = (None,) * len(columns)
+        self.features = Features({**columns, "row": Value("int64"), **PROBLEM_FEATURES})
+
+    def __call__(self, table: pa.Table, indices: list[int]) -> pa.Table:
+        records: list[tuple[Any, ...]] = []
+        for index, row in zip(indices, decode_rows(table), strict=True):
+            try:
+                if isinstance(row, BadRow):
+                    raise row
+                records.append((*self.read(row), index, None, None))
+            except BadRow as bad:
+                records.append((*self.no_values, index, bad.reason, bad.excerpt))
+        schema = self.features.arrow_schema
+        columns = zip(*records, strict=True)
+        arrays = [pa.array(list(column), field.type) for column, field in zip(columns, schema, strict=True)]
+        return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def move_bad_rows(dataset: Dataset, quarantine: Quarantine) -> Dataset:

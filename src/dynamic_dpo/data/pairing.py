@@ -45,7 +45,7 @@ class RowKind(NamedTuple):
 
 
 def detect_kind(row: object) -> str | None:
-    """Return which of ``KINDS`` a row looks like, or None.
+    """Return which of `ROW_KINDS` a row looks like, or None.
 
     Example:
         >>> detect_kind({"prompt": "Q:", "chosen": " yes", "rejected": " no"})
@@ -61,7 +61,7 @@ def read_pair(row: object, kind: str, *, as_messages: bool = False) -> Pair:
 
     Args:
         row: The row.
-        kind: One of ``KINDS``.
+        kind: One of `ROW_KINDS`.
         as_messages: Give HH transcripts and plain text with an explicit prompt as chat messages.
 
     Returns:
@@ -259,7 +259,8 @@ def _is_transcript(row: Mapping[str, Any]) -> bool:
     return isinstance(row.get("chosen"), str) and hh_text.looks_like_hh(row["chosen"])
 
 
-# A new format is a line here with its two functions; the first that recognises a row has it.
+# Already tokenised, judged rollouts, conversations, HH transcripts, plain text. A new format is a line here with its
+# two functions; the first that recognises a row has it.
 ROW_KINDS: Final[dict[str, RowKind]] = {
     "token_ids": RowKind("token_ids", lambda row: row.get("prompt_ids") is not None, _tokens),
     "rollouts": RowKind("messages", lambda row: row.get("prompt_messages") is not None, _rollout),
@@ -267,6 +268,3 @@ ROW_KINDS: Final[dict[str, RowKind]] = {
     "hh": RowKind("text", _is_transcript, _hh),
     "text": RowKind("text", lambda row: isinstance(row.get("chosen"), str), _text),
 }
-
-KINDS: Final = tuple(ROW_KINDS)
-"""The shapes of rows: already tokenised, judged rollouts, conversations, HH transcripts, plain text."""

@@ -9,20 +9,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
-import pyarrow as pa
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, List, Value
 
-from dynamic_dpo.data.arrow import (
-    PROBLEM_FEATURES,
-    as_dataset,
-    decode_rows,
-    iter_rows,
-    map_tables,
-    move_bad_rows,
-)
+from dynamic_dpo.data.arrow import as_dataset, iter_rows, read_rows
 from dynamic_dpo.data.pairing import ROW_KINDS, TOKEN_FIELDS, Pair, detect_kind, read_pair
 from dynamic_dpo.data.quarantine import BadRow, Quarantine
 from dynamic_dpo.errors import DataError
@@ -34,7 +27,7 @@ MESSAGES: Final = List({"role": Value("string"), "content": Value("string")})
 TOKENS: Final = List(Value("int32"))
 
 # Enough rows to see what a set is; a set that changes its kind behind them has those rows quarantined.
-_NUM_ROWS_LOOKED_AT: Final = 256
+_NUM_FIRST_ROWS: Final = 256
 
 
 class PreferencePairs(NamedTuple):
@@ -82,19 +75,23 @@ def to_preference_pairs(
     """
     dataset = as_dataset(rows)
     quarantine = quarantine if quarantine is not None else Quarantine()
-    num_before = len(quarantine)
     kind = detect_dataset_kind(dataset) if kind == "auto" else kind
     if kind not in ROW_KINDS:
         known = ", ".join(map(repr, ROW_KINDS))
         raise DataError(f"kind of rows {kind!r} is unknown: expected 'auto', {known}")
-    reader = _RowReader(kind, as_messages=chat_template)
-    pairs = map_tables(
-        dataset, reader, features=reader.features, desc="Reading preference pairs", num_proc=num_proc
+    parts = ROW_KINDS[kind].parts
+    as_messages = chat_template and parts == "text"
+    names = TOKEN_FIELDS if parts == "token_ids" else Pair._fields
+    feature = {"text": TEXT, "messages": MESSAGES, "token_ids": TOKENS}["messages" if as_messages else parts]
+    pairs = read_rows(
+        dataset,
+        partial(read_pair, kind=kind, as_messages=as_messages),
+        columns=dict.fromkeys(names, feature),
+        quarantine=quarantine,
+        desc="Reading preference pairs",
+        needed="preference pair",
+        num_proc=num_proc,
     )
-    pairs = move_bad_rows(pairs, quarantine)
-    if not len(pairs):
-        quarantine.raise_if_above(0.0, len(quarantine) - num_before)
-        raise DataError("no rows were given: at least one preference pair is needed")
     return PreferencePairs(pairs, quarantine)
 
 
@@ -104,13 +101,13 @@ def detect_dataset_kind(dataset: Dataset) -> str:
     Raises:
         DataError: If no row looks like a preference pair; says which fields there are.
     """
-    looked_at = list(islice(iter_rows(dataset), _NUM_ROWS_LOOKED_AT))
-    kinds = Counter(kind for kind in map(detect_kind, looked_at) if kind)
+    first_rows = list(islice(iter_rows(dataset), _NUM_FIRST_ROWS))
+    kinds = Counter(kind for kind in map(detect_kind, first_rows) if kind)
     if kinds:
         return kinds.most_common(1)[0][0]
-    if not looked_at:
+    if not first_rows:
         raise DataError("no rows were given: at least one preference pair is needed")
-    first = looked_at[0]
+    first = first_rows[0]
     seen = (
         f"fields {sorted(first)}"
         if isinstance(first, dict)
@@ -119,35 +116,7 @@ def detect_dataset_kind(dataset: Dataset) -> str:
         else repr(first)
     )
     raise DataError(
-        f"none of the first {len(looked_at)} rows looks like a preference pair (row 0: {seen}); expected chosen "
+        f"none of the first {len(first_rows)} rows looks like a preference pair (row 0: {seen}); expected chosen "
         "and rejected as text or messages, with or without prompt; prompt_messages, chosen, rejected; or "
         f"{', '.join(TOKEN_FIELDS)}"
     )
-
-
-class _RowReader:
-    """The batch function: a table of rows in, a table of pairs and problems out."""
-
-    def __init__(self, kind: str, *, as_messages: bool) -> None:
-        self.kind = kind
-        parts = ROW_KINDS[kind].parts
-        self.as_messages = as_messages and parts == "text"
-        names = TOKEN_FIELDS if parts == "token_ids" else Pair._fields
-        column = {"text": TEXT, "messages": MESSAGES, "token_ids": TOKENS}
-        columns = dict.fromkeys(names, column["messages" if self.as_messages else parts])
-        self.features = Features({**columns, "row": Value("int64"), **PROBLEM_FEATURES})
-
-    def __call__(self, table: pa.Table, indices: list[int]) -> pa.Table:
-        records: list[tuple[Any, ...]] = []
-        for index, row in zip(indices, decode_rows(table), strict=True):
-            try:
-                if isinstance(row, BadRow):
-                    raise row
-                pair = read_pair(row, self.kind, as_messages=self.as_messages)
-                records.append((*pair, index, None, None))
-            except BadRow as bad:
-                records.append((None, None, None, index, bad.reason, bad.excerpt))
-        columns = [list(column) for column in zip(*records, strict=True)]
-        schema = self.features.arrow_schema
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
-        return pa.Table.from_arrays(arrays, schema=schema)

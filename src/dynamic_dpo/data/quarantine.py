@@ -40,7 +40,7 @@ REASONS: Final = {
 }
 
 _EXCERPT_LENGTH: Final = 200
-_LOOKED_AT: Final = 1000
+_MAX_SEARCHED_FOR_KEYS: Final = 1000
 
 
 class BadRow(Exception):
@@ -72,7 +72,7 @@ def excerpt(shown: object) -> str:
     except (ValueError, RecursionError):  # Whole numbers and nestings beyond what the interpreter prints.
         text = f"a {type(shown).__name__} that cannot be shown"
     # The list of bad rows is passed around; a key that stands in one is not for all who read it.
-    text = redact(text[:_LOOKED_AT])
+    text = redact(text[:_MAX_SEARCHED_FOR_KEYS])
     cut = text if len(text) <= _EXCERPT_LENGTH else text[: _EXCERPT_LENGTH - 1] + "…"
     # A lone surrogate may be the very fault: it must not break the report too.
     return cut.encode("utf-8", "backslashreplace").decode("utf-8")

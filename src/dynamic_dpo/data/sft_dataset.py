@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Final, NamedTuple
 
-import pyarrow as pa
-from datasets import Dataset, Features, Value
+from datasets import Dataset
 
-from dynamic_dpo.data.arrow import PROBLEM_FEATURES, as_dataset, decode_rows, map_tables, move_bad_rows
+from dynamic_dpo.data.arrow import as_dataset, read_rows
 from dynamic_dpo.data.preference import MESSAGES, TEXT
-from dynamic_dpo.data.quarantine import BadRow, Quarantine
+from dynamic_dpo.data.quarantine import Quarantine
 from dynamic_dpo.data.sft_rows import read_example
-from dynamic_dpo.errors import DataError
 
 logger = logging.getLogger("dynamic_dpo")
 
@@ -92,40 +91,18 @@ def to_sft_examples(
     """
     dataset = as_dataset(rows)
     quarantine = quarantine if quarantine is not None else Quarantine()
-    num_before = len(quarantine)
-    reader = _ExampleReader(layout)
-    examples = map_tables(
-        dataset, reader, features=reader.features, desc="Reading conversations", num_proc=num_proc
+    examples = read_rows(
+        dataset,
+        partial(_read, layout=layout),
+        columns=_COLUMNS[layout],
+        quarantine=quarantine,
+        desc="Reading conversations",
+        needed="conversation",
+        num_proc=num_proc,
     )
-    examples = move_bad_rows(examples, quarantine)
-    if not len(examples):
-        quarantine.raise_if_above(0.0, len(quarantine) - num_before)
-        raise DataError("no rows were given: at least one conversation is needed")
     return SFTExamples(examples, quarantine)
 
 
-class _ExampleReader:
-    """The batch function: a table of rows in, a table of examples and problems out."""
-
-    def __init__(self, layout: str) -> None:
-        self.layout = layout
-        self.columns = _COLUMNS[layout]
-        self.features = Features({**self.columns, "row": Value("int64"), **PROBLEM_FEATURES})
-
-    def __call__(self, table: pa.Table, indices: list[int]) -> pa.Table:
-        records: list[tuple[Any, ...]] = []
-        for index, row in zip(indices, decode_rows(table), strict=True):
-            try:
-                if isinstance(row, BadRow):
-                    raise row
-                records.append((*self._example(row), index, None, None))
-            except BadRow as bad:
-                records.append((*(None for _ in self.columns), index, bad.reason, bad.excerpt))
-        schema = self.features.arrow_schema
-        columns = zip(*records, strict=True)
-        arrays = [pa.array(list(column), field.type) for column, field in zip(columns, schema, strict=True)]
-        return pa.Table.from_arrays(arrays, schema=schema)
-
-    def _example(self, row: Any) -> tuple[Any, ...]:
-        prompt, completion = read_example(row, as_messages=self.layout != "text")
-        return (prompt + completion,) if self.layout == "messages" else (prompt, completion)
+def _read(row: Any, *, layout: str) -> tuple[Any, ...]:
+    prompt, completion = read_example(row, as_messages=layout != "text")
+    return (prompt + completion,) if layout == "messages" else (prompt, completion)
