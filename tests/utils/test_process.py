@@ -27,25 +27,25 @@ def watched(sizes: Iterable[int | None], *, window: int = 2) -> tuple[FreedMemor
 
 def test_growth_within_the_first_micro_batches_is_what_they_need() -> None:
     memory, given_back = watched([100, 150, 154, 154])
-    assert not any(memory.look() for _ in range(4))
+    assert not any(memory.check() for _ in range(4))
     assert given_back == []
 
 
 def test_growth_beyond_them_gives_memory_back_once_and_measures_anew() -> None:
     memory, given_back = watched([100, 100, 104, 120, 121, 122, 130])
-    assert [memory.look() for _ in range(7)] == [False, False, True, False, False, False, True]
+    assert [memory.check() for _ in range(7)] == [False, False, True, False, False, False, True]
     assert memory.times == len(given_back) == 2
 
 
 def test_short_micro_batches_after_it_do_not_make_longer_ones_a_reason() -> None:
     memory, given_back = watched([100, 100, 110, 60, 60, 100, 102])
-    assert [memory.look() for _ in range(7)].count(True) == 1
+    assert [memory.check() for _ in range(7)].count(True) == 1
     assert len(given_back) == 1
 
 
 def test_where_nobody_can_tell_the_size_nothing_is_given_back() -> None:
     memory, given_back = watched([None] * 5)
-    assert not any(memory.look() for _ in range(5))
+    assert not any(memory.check() for _ in range(5))
     assert given_back == []
 
 
@@ -60,12 +60,12 @@ from dynamic_dpo.utils.process import FreedMemory, prepare_process, resident_byt
 prepare_process()
 memory = FreedMemory()
 memory.window = 1
-assert not memory.look()
+assert not memory.check()
 blocks = [torch.ones(250_000) for _ in range(200)]
 kept = blocks[::2]
 del blocks
 before = resident_bytes()
-assert memory.look() and memory.times == 1
+assert memory.check() and memory.times == 1
 assert resident_bytes() < before - 80_000_000, (before, resident_bytes())
 assert all(bool((block == 1).all()) for block in kept)
 """

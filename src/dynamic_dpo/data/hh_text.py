@@ -1,7 +1,6 @@
 r"""The text of an HH row: where the prompt ends and the answer begins.
 
-Pure functions on strings. They know the ``\n\nHuman:`` / ``\n\nAssistant:`` tags and nothing of datasets,
-tokenizers or templates.
+Pure functions on strings with the tags ``\n\nHuman:`` and ``\n\nAssistant:``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The books of one preparation: every source, its rows, its quarantine, and the files that tell of them.
 
 Used as a context: whatever happens inside, the quarantined rows are written down, and too many of them are an
-error that names the file. Knows counts and lengths of columns, not how they came about.
+error that names the file.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One row, read as one preference pair.
 
 Recognises the shapes in which preference data is published and gives prompt, chosen and rejected, or raises
-``BadRow`` with the reason. Pure functions on plain objects: no datasets, no tokenizer, no template.
+``BadRow`` with the reason. Pure functions on plain objects.
 """
 
 from __future__ import annotations

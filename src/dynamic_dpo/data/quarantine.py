@@ -1,7 +1,6 @@
 """Rows that cannot be used: counted by reason, listed in a file, and an error above a set share.
 
-Nothing is dropped in silence: what goes in is either kept or stands here with its row number. This module
-knows the reasons and how to report them, not how a row is judged.
+Nothing is dropped in silence: a row is either kept or stands here with its number and one of the reasons below.
 """
 
 from __future__ import annotations

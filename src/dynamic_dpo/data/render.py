@@ -1,7 +1,7 @@
 """Conversations become text through the tokenizer's chat template.
 
 Prompt and answers are always rendered as one conversation, never glued from pieces, and the prompt by itself
-only to find where the answer begins. Knows templates; no ids, no lengths.
+only to find where the answer begins.
 """
 
 from __future__ import annotations

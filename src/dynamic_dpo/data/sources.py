@@ -1,7 +1,7 @@
 """Where rows come from: a hub name, a local file, a folder of files, or a saved dataset.
 
-One function, ``load_rows``, with the same ``subset`` slices for all of them. It finds files, splits and
-slices; what a row means, and whether it is any good, is decided later.
+One function, ``load_rows``, with the same ``subset`` slices for all of them. Rows come as they are written;
+``preference`` and ``sft_dataset`` decide what they mean and whether they are any good.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Training and validation parts that share no prompt.
 
 Each prompt is placed by a hash of its content and the seed, so a prompt's side does not depend on the other
-rows, on their order, or on how many there are. Knows prompts only: text, messages or token ids.
+rows, on their order, or on how many there are. A prompt may be text, messages or token ids.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Truncation of one tokenised pair: what gives way where prompt and answers exceed the length.
 
 It belongs to the pair, before any layout, so that both answers always follow the same prompt. Pure functions
-on lists of ids; no tokenizer.
+on lists of ids.
 """
 
 from __future__ import annotations

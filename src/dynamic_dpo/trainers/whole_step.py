@@ -114,7 +114,7 @@ class WholeStep:
             seen.append(torch.stack([forward.margins.detach(), evidence], dim=1))
             loss_sum = loss_sum + losses.detach().sum()
             self.metrics.add_pairs(pair_metrics(forward, decided))
-            self.freed_memory.look()
+            self.freed_memory.check()
         return loss_sum, in_order(seen, plan)
 
     def _control_before_loss(self, model: nn.Module, batch: PairBatch, plan: list[list[int]]) -> Control:

@@ -87,13 +87,13 @@ def write_refused(error: BaseException) -> str | None:
     """
     if isinstance(error, OSError):
         return _REFUSALS.get(error.errno or 0)
-    said = str(error)
+    message = str(error)
     if isinstance(error, MemoryError | KeyboardInterrupt) or not isinstance(error, Exception):
         return None
     for number, advice in _REFUSALS.items():
-        if os.strerror(number) in said:
+        if os.strerror(number) in message:
             return advice
-    if "PytorchStreamWriter" in said or "file write failed" in said or "unexpected pos" in said:
+    if "PytorchStreamWriter" in message or "file write failed" in message or "unexpected pos" in message:
         return "look whether the disk is full or the folder writable"
     return None
 

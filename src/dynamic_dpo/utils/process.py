@@ -58,7 +58,7 @@ class FreedMemory:
         >>> sizes = iter([100, 101, 110, 100, 101])
         >>> memory = FreedMemory(resident=lambda: next(sizes), give_back=lambda: None)
         >>> memory.window = 2
-        >>> [memory.look() for _ in range(5)]
+        >>> [memory.check() for _ in range(5)]
         [False, False, True, False, False]
     """
 
@@ -77,8 +77,8 @@ class FreedMemory:
         self._needed = 0
         self._seen = 0
 
-    def look(self) -> bool:
-        """Look after a micro-batch; return whether freed memory was given back."""
+    def check(self) -> bool:
+        """Check after a micro-batch; return whether freed memory was given back."""
         held = self._resident() if self._give_back else None
         if held is None:
             return False

@@ -1,6 +1,6 @@
 """The threshold's two estimators: one quantile over the warm-up, then an exponential moving average.
 
-They see margins and remember a number; what the threshold is used for is not their business.
+The paper's controller asks the first while it warms up, and the second from then on.
 """
 
 from __future__ import annotations
