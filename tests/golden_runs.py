@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from dynamic_dpo import PreferenceTrainer, RiskBetaDPOConfig, RiskBetaDPOTrainer
@@ -32,6 +33,8 @@ from tiny import VOCAB, random_pairs, training_arguments, word_tokenizer
 NOT_COMPARED = ("runtime", "per_second", "npy")
 STOPPED_RUN = "paper"
 STOPPED_AT = 4
+# The weights that every run starts from: another processor draws others by a bit, and they identify the reference.
+START = Path(__file__).resolve().parent / "golden" / "v0.2" / "models" / "start" / "model.safetensors"
 EVALUATED = ("summary.json", "results.csv", "prompts.jsonl")
 
 
@@ -80,6 +83,8 @@ RUNS: dict[str, Callable[..., PreferenceTrainer]] = {
 def make(name: str, folder: str | Path, **more: Any) -> PreferenceTrainer:
     """Return the trainer of a run: 2 epochs of 4 steps (the last one short), a checkpoint every 4."""
     model = small_llama()
+    if START.is_file():
+        model.load_state_dict(load_file(START))
     torch.manual_seed(7)  # An adapter's weights are drawn next.
     arguments = training_arguments(
         folder,
