@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 WORKERS ?= 2
 
-.PHONY: setup quickstart test test-slow test-gpu coverage check lint types walls docs bench bench-more bench-gpu experiment torture clean
+.PHONY: setup quickstart test test-slow test-gpu coverage check lint types walls docs rooms bench bench-more bench-gpu experiment torture clean
 
 setup: $(READY)
 
@@ -48,6 +48,10 @@ docs: $(READY)
 	$(BIN)/python -m dynamic_dpo.config.key_reference | diff - docs/configuration.md
 	# So are the pictures of the rooms, from the code's imports.
 	$(BIN)/python scripts/draw_rooms.py --check
+
+rooms: $(READY)
+	# Draws the pictures of docs/architecture.md anew.
+	$(BIN)/python scripts/draw_rooms.py
 
 # Benchmarks need the machine for themselves. BENCH passes options on: make bench BENCH="--rounds 1 --data rows.jsonl"
 bench: $(READY)

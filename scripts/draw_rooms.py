@@ -96,7 +96,7 @@ def main() -> int:
     if not check:
         PAGE.write_text(new, encoding="utf-8")
     elif new != old:
-        print(f"{PAGE.relative_to(ROOT)} is out of date: run python scripts/draw_rooms.py", file=sys.stderr)
+        print(f"{PAGE.relative_to(ROOT)} is out of date: run make rooms", file=sys.stderr)
         return 1
     return 0
 
