@@ -67,10 +67,8 @@ def picture(package: str) -> str:
     lines = ["```mermaid", "flowchart TD"]
     lines += [f'    {room}["{room}/"]' for room in rooms]
     lines += sorted(f"    {short[upper]} --> {short[lower]}" for upper, lower in graph.edges)
-    lines += ["```", "", "| Room | Files | What is in it |", "|---|---|---|"]
-    for room in rooms:
-        count = len(list(folder_of(f"{package}.{room}").rglob("*.py")))
-        lines.append(f"| `{room}/` | {count} | {purpose_of(f'{package}.{room}')} |")
+    lines += ["```", "", "| Room | What is in it |", "|---|---|"]
+    lines += [f"| `{room}/` | {purpose_of(f'{package}.{room}')} |" for room in rooms]
     return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
-from places import ROOT, TESTS
+from places import ROOT, SOURCE, TESTS
 
 PAGE = ROOT / "docs" / "architecture.md"
 FENCE = re.compile(r"^```(?P<language>\w+)\n(?P<body>.*?)^```$", re.M | re.S)
@@ -82,6 +82,13 @@ def in_the_copy(copy: Path, *arguments: str, seconds: int = 300) -> str:
     )
     assert ended.returncode == 0, f"{ended.stdout[-4000:]}{ended.stderr[-4000:]}"
     return ended.stdout
+
+
+def test_every_file_and_folder_that_the_page_names_is_there() -> None:
+    named = set(re.findall(r"`([\w/]+(?:\.py|/))`", FENCE.sub("", PAGE.read_text(encoding="utf-8"))))
+    assert len(named) > 30
+    rooms = (ROOT, SOURCE, SOURCE / "eval")
+    assert {name for name in named if not any((room / name).exists() for room in rooms)} == set()
 
 
 @pytest.mark.parametrize("heading", HEADINGS)
