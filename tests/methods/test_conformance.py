@@ -140,6 +140,11 @@ FORMULAS: list[tuple[str, Maker, Formula]] = [
     ),
 ]
 
+# Methods of this package; each is held to a formula below. A further one states `neutral` where it has such settings.
+WITH_FORMULA = {
+    "dpo", "risk", "schedule", "robust", "ipo", "hinge", "simpo", "wpo", "beta_dpo", "epsilon_dpo", "alpha_dpo",
+}  # fmt: skip
+
 STATISTICS = sorted(
     {statistic.name for method in METHODS.values() for statistic in method().needs.statistics}
 )
@@ -337,6 +342,13 @@ def test_readings_are_finite_numbers(make: Maker) -> None:
     for reading, beta in feed(make(), range(15)):
         assert all(math.isfinite(value) for value in reading.values())
         assert reading.get("risk/beta", beta) == beta
+
+
+def test_every_method_of_the_package_is_held_to_a_formula() -> None:
+    assert {make().name for _, make, _ in NEUTRAL + FORMULAS} >= WITH_FORMULA
+    # The beta of the formula is the method's own; here is what it has to be.
+    betas = {name: make().beta for name, make, _ in NEUTRAL if name in WITH_FORMULA}
+    assert betas == {**dict.fromkeys(betas, 0.1), "epsilon_dpo": 0.01}
 
 
 @pytest.mark.parametrize(

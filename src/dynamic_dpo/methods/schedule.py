@@ -86,7 +86,7 @@ class Schedule(SteeringMethod):
 
     name = "schedule"
     Settings = ScheduleSettings
-    neutral = ScheduleConfig(drift_per_1000=0.0)
+    neutral = ScheduleConfig(drift_per_1000=0.0, warmup_steps=0)
 
     def __init__(
         self,
