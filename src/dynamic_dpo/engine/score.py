@@ -135,7 +135,8 @@ def sum_by_sequence(values: Tensor, rows: Rows) -> Tensor:
 
 def completion_lengths(rows: Rows) -> Tensor:
     """Return the completion tokens behind each sum. Shape [S], int64."""
-    return torch.bincount(rows.owners, minlength=rows.num_sequences)
+    # Not torch.bincount, for whose size the device would have to be asked.
+    return sum_by_sequence(torch.ones_like(rows.owners), rows)
 
 
 # What ``model(rows=rows)`` answers with: tensors by name, so that wrappers of the model can walk over them.
