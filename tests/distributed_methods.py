@@ -50,3 +50,6 @@ def main(folder: Path, device_batch: int) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]))
+    # As in distributed_run.py: a group that is still open when the interpreter ends can abort the process.
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
