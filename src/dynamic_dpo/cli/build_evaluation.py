@@ -22,6 +22,7 @@ def build_plan(config: EvaluationConfig) -> EvaluationPlan:
     Raises:
         ConfigError: If settings are missing or cannot be carried out together.
     """
+    from dynamic_dpo.config.from_settings import settings_in
     from dynamic_dpo.eval.generate.settings import GenerationSettings
     from dynamic_dpo.eval.model_spec import ModelSpec
     from dynamic_dpo.eval.plan import EvaluationPlan, StatisticsSettings
@@ -43,9 +44,7 @@ def build_plan(config: EvaluationConfig) -> EvaluationPlan:
             )
             for name, model in config.models.items()
         ],
-        generation=GenerationSettings(
-            **generation.model_dump(exclude={"prompt_template", "prompt_format"}),
-        ),
+        generation=GenerationSettings(**settings_in(config, GenerationSettings)),
         judging=_judging(config),
         statistics=StatisticsSettings(**config.statistics.model_dump()),
         scoring=_scoring(config),

@@ -124,6 +124,10 @@ class EvaluationPlan:
     def asked_of(self, spec: ModelSpec) -> dict[str, Any]:
         """Return the settings that a model's outputs are made with, those left out that change only the speed."""
         generation = asdict(self.generation)
-        for name in ("batch_size", "tensor_parallel_size"):
+        for name in ("batch_size", "tensor_parallel_size", "gpu_memory_utilization", "enforce_eager"):
             del generation[name]
+        for name in ("max_model_len", "quantization"):
+            # Version 0.2 did not know them, and its folders are to be found again.
+            if generation[name] is None:
+                del generation[name]
         return {"model": asdict(spec), "generation": generation, "prompts": dict(self.prompts)}

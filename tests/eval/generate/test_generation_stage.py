@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +12,7 @@ import torch
 
 from dynamic_dpo.errors import ConfigError, DataError
 from dynamic_dpo.eval.generate.batched import Generation
-from dynamic_dpo.eval.generate.engines import TransformersEngine, open_engine
+from dynamic_dpo.eval.generate.engines import TransformersEngine
 from dynamic_dpo.eval.generate.ready import REFERENCE, ModelOutputs
 from dynamic_dpo.eval.generate.settings import GenerationSettings
 from dynamic_dpo.eval.generate.stage import (
@@ -25,7 +23,7 @@ from dynamic_dpo.eval.generate.stage import (
 from dynamic_dpo.eval.model_spec import ModelSpec
 from dynamic_dpo.eval.prompts.render import model_prompt
 from dynamic_dpo.eval.records import PromptRecord
-from dynamic_dpo.models.adapters import find_model, open_model, pick_device
+from dynamic_dpo.models.adapters import find_model, open_model
 from dynamic_dpo.utils.json_lines import JsonLinesFile
 from tiny import tiny_gpt2, tiny_llama, word_tokenizer
 
@@ -120,6 +118,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "do_sample": {"do_sample": False},
     "precision": {"precision": "bfloat16"},
     "engine": {"engine": "vllm"},
+    "max_model_len": {"engine": "vllm", "max_model_len": 64},
+    "quantization": {"engine": "vllm", "quantization": "fp8"},
 }
 
 
@@ -127,7 +127,8 @@ CHANGES: dict[str, dict[str, Any]] = {
 def test_a_changed_setting_makes_another_fingerprint(model: Path, key: str) -> None:
     spec = ModelSpec("one", str(model))
     changed = GenerationSettings(**{**vars(SAMPLED), **CHANGES[key]})
-    assert identify_model(spec, changed).fingerprint != identify_model(spec, SAMPLED).fingerprint
+    before = GenerationSettings(**{**vars(SAMPLED), "engine": "vllm"}) if len(CHANGES[key]) > 1 else SAMPLED
+    assert identify_model(spec, changed).fingerprint != identify_model(spec, before).fingerprint
 
 
 def test_what_changes_no_text_changes_no_fingerprint(model: Path) -> None:
@@ -286,8 +287,19 @@ def test_two_processes_do_not_write_one_file(model: Path, tmp_path: Path) -> Non
 
 
 def test_contradicting_settings_are_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match=r"generation\.tensor_parallel_size is 2"):
-        GenerationSettings(tensor_parallel_size=2)
+    for name, value, default in (
+        ("tensor_parallel_size", 2, "1"),
+        ("max_model_len", 64, "null"),
+        ("gpu_memory_utilization", 0.5, "0.9"),
+        ("quantization", "fp8", "null"),
+        ("enforce_eager", True, "false"),
+    ):
+        message = (
+            rf"generation\.{name} is {value!r}, which only generation.engine=vllm knows; set it to {default}"
+        )
+        with pytest.raises(ConfigError, match=message):
+            GenerationSettings(**{name: value})
+        GenerationSettings(engine="vllm", **{name: value})
     with pytest.raises(ConfigError, match="do_sample must not be true"):
         GenerationSettings(temperature=0, do_sample=True)
     assert GenerationSettings().resolved_precision("cuda") == "bfloat16"
@@ -307,94 +319,3 @@ def test_a_conversation_is_given_as_messages_or_as_the_text_that_hh_models_read(
     assert model_prompt(TURNS, prompt_format="chat", has_chat_template=False) == TURNS
     whole = model_prompt(TURNS, prompt_format="text", template="<{prompt}>")
     assert whole == "<Be brief.\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why?>"
-
-
-# ---- vLLM: its pure parts, against a stand-in for the package ----
-
-
-def fake_vllm(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    seen = SimpleNamespace(options=None, prompts=[], sampling=[], lora=None)
-
-    class LLM:
-        def __init__(self, **options: Any) -> None:
-            seen.options = options
-            self.llm_engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=64))
-
-        def generate(self, prompts: Any, sampling: Any, *, lora_request: Any, use_tqdm: bool) -> list[Any]:
-            seen.prompts, seen.sampling, seen.lora = prompts, sampling, lora_request
-            # Every second output ends by itself, with the stop token in its ids, as vLLM gives them.
-            return [
-                SimpleNamespace(outputs=[SimpleNamespace(token_ids=[7, 8, *([2] if n % 2 else [])],
-                                                         finish_reason="stop" if n % 2 else "length")])
-                for n in range(len(prompts))
-            ]  # fmt: skip
-
-    package, request = ModuleType("vllm"), ModuleType("vllm.lora.request")
-    package.LLM = LLM  # type: ignore[attr-defined]
-    package.SamplingParams = lambda **options: SimpleNamespace(**options)  # type: ignore[attr-defined]
-    request.LoRARequest = lambda *parts: parts  # type: ignore[attr-defined]
-    for name, module in {
-        "vllm": package,
-        "vllm.lora": ModuleType("vllm.lora"),
-        "vllm.lora.request": request,
-    }.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr("dynamic_dpo.eval.generate.vllm.pick_device", lambda name, **_: "cuda")
-    return seen
-
-
-def test_vllm_is_given_ids_and_a_seed_for_each_output(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = fake_vllm(monkeypatch)
-    settings = GenerationSettings(**{**vars(SAMPLED), "engine": "vllm", "tensor_parallel_size": 2})
-    engine = open_engine(find_model(str(model)), settings)
-    outputs = engine.write([PROMPTS[0].messages, PROMPTS[1].messages])
-    assert seen.prompts[0] == {"prompt_token_ids": [4, 95]}  # w0, and w91 of the template's header
-    assert [(o.sample, o.finished, o.token_ids, o.text) for o in outputs[:2]] == [
-        (0, False, (7, 8), "w3 w4"),
-        (1, True, (7, 8), "w3 w4"),
-    ]
-    assert len({params.seed for params in seen.sampling}) == 4
-    assert all(0 <= params.seed < 2**63 and params.max_tokens == 6 for params in seen.sampling)
-    assert seen.sampling[0].stop_token_ids == [2]
-    assert (seen.options["tensor_parallel_size"], seen.options["dtype"]) == (2, "bfloat16")
-    backwards = engine.write([PROMPTS[1].messages, PROMPTS[0].messages])
-    assert len(backwards) == 4
-    assert engine.max_length == 64
-    engine.close()
-
-
-def test_vllm_takes_the_most_likely_token_without_a_seed(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = fake_vllm(monkeypatch)
-    settings = GenerationSettings(**{**vars(GREEDY), "engine": "vllm"})
-    open_engine(find_model(str(model)), settings).write([PROMPTS[0].messages])
-    [params] = seen.sampling
-    assert (params.temperature, params.seed) == (0.0, None)
-
-
-def test_vllm_gets_an_adapter_with_a_rank_it_provides_for(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = fake_vllm(monkeypatch)
-    settings = {"base_model_name_or_path": str(model), "r": 12, "rank_pattern": {"q_proj": 20}}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
-    engine = open_engine(find_model(str(tmp_path)), GenerationSettings(engine="vllm"))
-    engine.write([PROMPTS[0].messages])
-    assert (seen.options["enable_lora"], seen.options["max_lora_rank"]) == (True, 32)
-    assert seen.lora == (tmp_path.name, 1, str(tmp_path))
-
-
-def test_vllm_that_cannot_be_used_is_a_setting_to_change(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files, settings = find_model(str(model)), GenerationSettings(engine="vllm", device="cpu")
-    with pytest.raises(ConfigError, match=r"pip install 'dynamic-dpo\[vllm\]'"):
-        open_engine(files, settings)
-    fake_vllm(monkeypatch)
-    monkeypatch.setattr("dynamic_dpo.eval.generate.vllm.pick_device", pick_device)
-    with pytest.raises(ConfigError, match="needs a CUDA device, got cpu"):
-        open_engine(files, settings)
-    gguf = files._replace(base=files.base.__class__("m", str(model), "m.gguf"))
-    with pytest.raises(ConfigError, match=r"is a \.gguf file"):
-        open_engine(gguf, settings)

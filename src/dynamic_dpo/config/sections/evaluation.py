@@ -8,7 +8,8 @@ from __future__ import annotations
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dynamic_dpo.config.base import Section, refuse, refuse_fault
-from dynamic_dpo.eval.generate.settings import EngineName, Precision
+from dynamic_dpo.config.from_settings import settings_section
+from dynamic_dpo.eval.generate.settings import GenerationSettings
 from dynamic_dpo.eval.judges.template import DEFAULT_TEMPLATE
 from dynamic_dpo.eval.prompts.render import PromptFormat
 from dynamic_dpo.utils.names import folder_fault, relative_path_fault
@@ -68,19 +69,7 @@ class EvaluatedModelSection(Section):
         return {"path": data} if isinstance(data, str) else data
 
 
-class GenerationSection(Section):
-    """How the models' outputs are sampled."""
-
-    max_new_tokens: int = Field(default=256, ge=1, description="Most tokens of an output.")
-    temperature: float = Field(default=0.7, ge=0, description="Sampling temperature; 0: the likeliest token.")
-    top_p: float = Field(default=0.95, gt=0, le=1, description="Nucleus: probability mass sampled from.")
-    do_sample: bool | None = Field(
-        default=None, description="Sample, or take the likeliest token; null: sample if temperature > 0."
-    )
-    batch_size: int = Field(default=16, ge=1, description="Prompts generated at once.")
-    device: str = Field(
-        default="auto", min_length=1, description="cuda, cpu …; auto: a GPU where there is one."
-    )
+class _PromptForm(Section):
     prompt_template: str | None = Field(
         default=None, description="Text around the prompt, given as {prompt}; null: the prompt alone."
     )
@@ -89,16 +78,10 @@ class GenerationSection(Section):
         description="chat: messages for the tokenizer's template; text: plain text, as HH models are trained on "
         "without one; auto: what the tokenizer can do.",
     )
-    num_samples: int = Field(default=1, ge=1, description="Outputs per prompt and model.")
-    seed: int = Field(default=42, ge=0, description="Seed of the sampling.")
-    engine: EngineName = Field(default="transformers", description="What generates; vllm needs CUDA GPUs.")
-    precision: Precision = Field(
-        default="auto",
-        description="Number format of the models; auto: float32 on a CPU, bfloat16 on a GPU.",
-    )
-    tensor_parallel_size: int = Field(
-        default=1, ge=1, description="GPUs that one model is spread over; vllm only."
-    )
+
+
+class GenerationSection(settings_section("generation", GenerationSettings, base=_PromptForm)):  # type: ignore[misc]
+    """How the models' outputs are sampled."""
 
     @field_validator("prompt_template")
     @classmethod

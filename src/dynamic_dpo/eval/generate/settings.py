@@ -6,11 +6,12 @@ The engines themselves are in ``engines`` (transformers) and ``vllm``; both take
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.eval.prompts.render import Prompt
+from dynamic_dpo.utils.settings import check_settings, documented, setting
 
 if TYPE_CHECKING:
     # A plan of an evaluation holds these settings, and is made without torch.
@@ -20,42 +21,87 @@ EngineName = Literal["transformers", "vllm"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
+# What vLLM alone knows.
+_VLLM_SETTINGS = (
+    "tensor_parallel_size",
+    "max_model_len",
+    "gpu_memory_utilization",
+    "quantization",
+    "enforce_eager",
+)
+
+
+@documented()
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How outputs are written.
+    """How outputs are written."""
 
-    Attributes:
-        max_new_tokens: Longest output in tokens.
-        temperature: Divides the logits; 0 takes the most likely token each time.
-        top_p: Probability of the nucleus, in (0, 1].
-        do_sample: ``False`` takes the most likely token; ``None`` samples where the temperature is positive.
-        num_samples: Outputs per prompt.
-        seed: Another seed, other samples.
-        batch_size: Outputs written side by side.
-        device: ``auto``, ``cpu``, ``cuda`` …
-        precision: Number format of the model; ``auto`` is float32 on a CPU and bfloat16 on a GPU.
-        engine: ``transformers`` or ``vllm``.
-        tensor_parallel_size: GPUs that one model is spread over; vllm only.
-    """
-
-    max_new_tokens: int = 256
-    temperature: float = 0.7
-    top_p: float = 0.95
-    do_sample: bool | None = None
-    num_samples: int = 1
-    seed: int = 42
-    batch_size: int = 16
-    device: str = "auto"
-    precision: Precision = "auto"
-    engine: EngineName = "transformers"
-    tensor_parallel_size: int = 1
+    max_new_tokens: int = setting(256, "Most tokens of an output.", key="generation.max_new_tokens", ge=1)
+    temperature: float = setting(
+        0.7, "Sampling temperature; 0: the likeliest token.", key="generation.temperature", ge=0
+    )
+    top_p: float = setting(
+        0.95, "Nucleus: probability mass sampled from.", key="generation.top_p", gt=0, le=1
+    )
+    do_sample: bool | None = setting(
+        None,
+        "Sample, or take the likeliest token; null: sample if temperature > 0.",
+        key="generation.do_sample",
+    )
+    num_samples: int = setting(1, "Outputs per prompt and model.", key="generation.num_samples", ge=1)
+    seed: int = setting(42, "Seed of the sampling.", key="generation.seed", ge=0)
+    batch_size: int = setting(
+        16, "Outputs written side by side; vllm chooses by itself.", key="generation.batch_size", ge=1
+    )
+    device: str = setting(
+        "auto", "cuda, cpu …; auto: a GPU where there is one.", key="generation.device", not_empty=True
+    )
+    precision: Precision = setting(
+        "auto",
+        "Number format of the models; auto: float32 on a CPU, bfloat16 on a GPU.",
+        key="generation.precision",
+    )
+    engine: EngineName = setting(
+        "transformers", "What generates; vllm needs CUDA GPUs.", key="generation.engine"
+    )
+    tensor_parallel_size: int = setting(
+        1, "GPUs that one model is spread over; vllm only.", key="generation.tensor_parallel_size", ge=1
+    )
+    max_model_len: int | None = setting(
+        None,
+        "Most tokens of prompt and output together; null: the model's own length, or as much of it as the GPU has "
+        "memory for; vllm only.",
+        key="generation.max_model_len",
+        ge=1,
+    )
+    gpu_memory_utilization: float = setting(
+        0.9,
+        "Share of each GPU's memory that weights and cache may fill; vllm only.",
+        key="generation.gpu_memory_utilization",
+        gt=0,
+        le=1,
+    )
+    quantization: str | None = setting(
+        None,
+        "Quantisation of the weights by vLLM's name, such as fp8; null: what the model's files say; vllm only.",
+        key="generation.quantization",
+        not_empty=True,
+    )
+    enforce_eager: bool = setting(
+        False,
+        "Record no CUDA graphs: starts sooner and takes less memory, writes more slowly; vllm only.",
+        key="generation.enforce_eager",
+    )
 
     def __post_init__(self) -> None:
-        if self.tensor_parallel_size > 1 and self.engine != "vllm":
-            raise ConfigError(
-                f"generation.tensor_parallel_size is {self.tensor_parallel_size}, which only generation.engine=vllm "
-                "knows; set it to 1"
-            )
+        check_settings(self)
+        for entry in fields(self):
+            value, default = getattr(self, entry.name), entry.default
+            if self.engine != "vllm" and entry.name in _VLLM_SETTINGS and value != default:
+                raise ConfigError(
+                    f"generation.{entry.name} is {value!r}, which only generation.engine=vllm knows; set it to "
+                    f"{'null' if default is None else str(default).lower()}"
+                )
         if self.samples and self.temperature == 0:
             raise ConfigError("generation.do_sample must not be true while generation.temperature is 0")
 
@@ -85,7 +131,9 @@ class GenerationSettings:
         }
         if self.samples:
             same |= {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
-        return same
+        # A prompt that is left out at one length may be asked at another.
+        chosen = {"max_model_len": self.max_model_len, "quantization": self.quantization}
+        return same | {name: value for name, value in chosen.items() if value is not None}
 
 
 class OutputEngine(Protocol):

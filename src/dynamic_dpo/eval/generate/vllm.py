@@ -1,4 +1,4 @@
-"""vLLM as an engine: for many prompts on one or several GPUs.
+"""vLLM as an engine: for many prompts on one or several GPUs. Written to the interface of vLLM 0.33.
 
 Prompts are rendered here, by the same function as everywhere, and vLLM is given token ids; text is decoded here too,
 so that a leaked template stays visible. Each output has a seed of its own, so that it does not depend on its
@@ -7,7 +7,6 @@ neighbours; it does depend on vLLM's version and the GPU, and is not the text th
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,19 @@ from dynamic_dpo.eval.generate.batched import Generation
 from dynamic_dpo.eval.generate.sampling import row_key
 from dynamic_dpo.eval.generate.settings import GenerationSettings
 from dynamic_dpo.eval.prompts.render import Prompt, prompt_key, render_prompt
-from dynamic_dpo.models.adapters import ModelFiles, pick_device
+from dynamic_dpo.models.adapters import ModelFiles, free_unused_models, pick_device
 from dynamic_dpo.models.sources import load_tokenizer
 from dynamic_dpo.utils.templates import stop_token_ids
 
 # vLLM batches by itself, and best when it sees many prompts; what is written is saved between calls.
 _PROMPTS_AT_ONCE = 1024
+# As vLLM says "the model's own length, or as much of it as the GPU has memory for".
+_LENGTH_THAT_FITS = -1
+# Largest ranks of adapters that vLLM makes room for.
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+# vLLM's processes are asked to end, and killed after so long; without a word of ours after 5 s, which is short for
+# workers of a large model.
+_SECONDS_TO_END = 60.0
 
 
 class VLLMEngine:
@@ -33,7 +39,8 @@ class VLLMEngine:
         settings: How to write. ``batch_size`` has no meaning here: vLLM fills the memory there is.
 
     Raises:
-        ConfigError: If there is no GPU, vLLM is not installed, or the model is a ``.gguf`` file.
+        ConfigError: If there is no GPU or one is named, vLLM is not installed, the model is a ``.gguf`` file, or the
+            adapter's rank is above 512.
         ModelError: If the model cannot be loaded.
     """
 
@@ -53,6 +60,11 @@ class VLLMEngine:
         device = pick_device(settings.device, setting="generation.device")
         if not device.startswith("cuda"):
             raise ConfigError(f"generation.engine is vllm, which needs a CUDA device, got {device}")
+        if device != "cuda":
+            raise ConfigError(
+                f"generation.device is {device}, but vLLM takes the first GPUs that it sees: set generation.device "
+                "to cuda, and choose them with the environment variable CUDA_VISIBLE_DEVICES"
+            )
         self._vllm = vllm
         self.settings = settings
         self.tokenizer = load_tokenizer(files.tokenizer)
@@ -62,6 +74,10 @@ class VLLMEngine:
             "tokenizer": files.tokenizer.location,
             "dtype": settings.resolved_precision(device),
             "tensor_parallel_size": settings.tensor_parallel_size,
+            "max_model_len": settings.max_model_len or _LENGTH_THAT_FITS,
+            "gpu_memory_utilization": settings.gpu_memory_utilization,
+            "quantization": settings.quantization,
+            "enforce_eager": settings.enforce_eager,
             "enable_lora": files.adapter is not None,
             # The model's own generation settings must not slip in beside ours.
             "generation_config": "vllm",
@@ -96,13 +112,11 @@ class VLLMEngine:
         ]
 
     def close(self) -> None:
-        """Let the model's memory go."""
-        import torch
-
-        self._llm = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        """End vLLM's processes, which hold the GPUs' memory, and wait until they have."""
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown(timeout=_SECONDS_TO_END)
+            self._llm = None
+        free_unused_models()
 
     def _sampling(self, prompt: Prompt, sample: int) -> Any:
         settings = self.settings
@@ -142,4 +156,10 @@ def _rank_of(adapter: Path) -> int:
     wanted = max(
         [int(settings.get("r") or 8), *(int(r) for r in (settings.get("rank_pattern") or {}).values())]
     )
-    return next((rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= wanted), wanted)
+    for rank in _LORA_RANKS:
+        if rank >= wanted:
+            return rank
+    raise ConfigError(
+        f"the adapter {adapter} has rank {wanted}, and vLLM takes adapters up to rank {_LORA_RANKS[-1]}; use "
+        "generation.engine=transformers, or merge the adapter into its base"
+    )
