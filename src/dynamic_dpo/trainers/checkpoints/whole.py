@@ -28,6 +28,7 @@ from dynamic_dpo.trainers.checkpoints.folders import (
     set_aside_newer,
     stage,
 )
+from dynamic_dpo.trainers.checkpoints.shards import check_shards, shard_errors
 from dynamic_dpo.trainers.ranks import on_main_process
 from dynamic_dpo.utils.files import write_refused
 
@@ -99,6 +100,8 @@ class WholeCheckpoints:
         else:
             checkpoint = str(wanted)
             on_main_process(self.trainer.accelerator, lambda: check_complete(str(wanted)))
+        # Torch itself unpickles what lies beside the shards.
+        on_main_process(self.trainer.accelerator, lambda: check_shards(str(checkpoint)))
         # The Hugging Face trainer reads its own state with no care for what the file holds: try it first.
         with clear_reading_errors(checkpoint):
             if (path := Path(checkpoint) / TRAINER_STATE).is_file():
@@ -189,7 +192,8 @@ def clear_reading_errors(checkpoint: str | None) -> Iterator[None]:
     Every file is read as tensors and plain values alone (`weights_only`); whatever is anything else is refused.
     """
     try:
-        yield
+        with shard_errors():
+            yield
     except torch.OutOfMemoryError:
         raise
     except _NO_DATA as error:
@@ -204,7 +208,8 @@ def clear_reading_errors(checkpoint: str | None) -> Iterator[None]:
 def clear_disk_errors(run: Path) -> Iterator[None]:
     """Turn a disk's refusal, whoever reports it, into one clear error."""
     try:
-        yield
+        with shard_errors():
+            yield
     except DynamicDPOError:
         raise
     except Exception as error:
