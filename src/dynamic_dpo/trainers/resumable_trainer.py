@@ -14,9 +14,10 @@ from typing import Any
 from transformers import Trainer
 
 from dynamic_dpo.errors import RunStopped
+from dynamic_dpo.trainers.checkpoints.saved import gathered_weights, write_settings
 from dynamic_dpo.trainers.checkpoints.stopping import EvaluationCut, StopRequest
 from dynamic_dpo.trainers.checkpoints.whole import WholeCheckpoints, clear_disk_errors, clear_reading_errors
-from dynamic_dpo.trainers.ranks import clear_rank_errors
+from dynamic_dpo.trainers.ranks import clear_rank_errors, on_main_process
 from dynamic_dpo.utils.signals import Interrupted, deferred, raise_if_requested
 
 logger = logging.getLogger("dynamic_dpo")
@@ -177,6 +178,38 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     # ---- saving ----
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save model and tokenizer as `from_pretrained` reads them, whole also where FSDP2 shards the model.
+
+        A checkpoint of shards gets everything but the weights, which are in its shards. Collective over ranks.
+
+        Args:
+            output_dir: Where to; by default the output folder.
+            _internal_call: Whether the trainer itself calls, which then pushes nothing to the hub.
+
+        Raises:
+            CheckpointError: If a disk refuses it.
+        """
+        folder = Path(output_dir or self.args.output_dir)
+        if not self.is_fsdp_enabled:
+            super().save_model(str(folder), _internal_call)
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        shards = "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
+        is_sharded = shards and self.checkpoints.staging is not None
+        weights = {} if is_sharded else gathered_weights(model)
+
+        def write() -> None:
+            with clear_disk_errors(folder):
+                if is_sharded:
+                    write_settings(folder, model, self.processing_class)
+                else:
+                    self._save(str(folder), state_dict=weights)
+
+        on_main_process(self.accelerator, write)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         run = Path(self._get_output_dir(trial))
