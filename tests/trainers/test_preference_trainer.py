@@ -13,7 +13,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import TrainerCallback
+from transformers import GPT2LMHeadModel, OPTConfig, OPTForCausalLM, TrainerCallback
 from trl import DPOConfig
 
 from dynamic_dpo.engine.config import EngineConfig
@@ -23,7 +23,7 @@ from dynamic_dpo.methods.base import Control, Needs
 from dynamic_dpo.runs.margin_log import MarginLogConfig
 from dynamic_dpo.trainers import PreferenceTrainer, RiskBetaDPOConfig, RiskBetaDPOTrainer
 from dynamic_dpo.trainers.arguments import default_arguments
-from tiny import random_pairs, tiny_gpt2, tiny_llama, training_arguments, word_tokenizer
+from tiny import VOCAB, random_pairs, tiny_gpt2, tiny_llama, training_arguments, word_tokenizer
 
 
 def make(folder: Path, *, method: PreferenceMethod | None = None, **settings: Any) -> PreferenceTrainer:
@@ -264,6 +264,39 @@ def test_dropout_is_off_unless_asked_for(tmp_path: Path) -> None:
     make(tmp_path, model=policy()).train()  # the check before the first step would see dropout
     with pytest.raises(ModelError, match="dropout"):
         make(tmp_path / "on", model=policy(), disable_dropout=False).train()
+
+
+def test_dropout_written_as_a_function_is_off_too_and_the_saved_model_still_names_it(tmp_path: Path) -> None:
+    def opt() -> Any:
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "num_attention_heads": 4}
+        config = OPTConfig(vocab_size=VOCAB, num_hidden_layers=2, dropout=0.3, layerdrop=0.2, **sizes)
+        return OPTForCausalLM(config)
+
+    saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    trainer = make(tmp_path, model=opt(), args=saving)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "model"))
+    for folder in ("checkpoint-1", "model"):
+        config = json.loads((tmp_path / folder / "config.json").read_text())
+        assert (config["dropout"], config["layerdrop"]) == (0.3, 0.2), folder
+    with pytest.raises(ModelError, match="dropout"):
+        make(tmp_path / "on", model=opt(), disable_dropout=False).train()
+
+
+def test_dropout_that_is_off_is_no_reason_against_packing(tmp_path: Path) -> None:
+    def gpt2() -> Any:
+        model = tiny_gpt2()
+        for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+            setattr(model.config, name, 0.1)
+        return GPT2LMHeadModel(model.config)
+
+    off = make(tmp_path, model=gpt2())
+    off.train()
+    assert off.policy.scorer.layout == "packed"
+    assert off.model.config.attn_pdrop == 0.1
+    on = make(tmp_path / "on", model=gpt2(), disable_dropout=False)
+    assert on.policy.scorer.layout == "shared"
 
 
 def test_models_that_do_not_go_together_are_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from dynamic_dpo.errors import ModelError
 from dynamic_dpo.methods.base import Needs, PairForward
 from dynamic_dpo.models.adapters import free_unused_models
 from dynamic_dpo.models.causal_lm import causal_lm
+from dynamic_dpo.models.dropout import ConfiguredDropout, switch_off_dropout
 from dynamic_dpo.models.sources import (
     file_fingerprint,
     load_model,
@@ -98,10 +99,10 @@ class PolicyAndReference:
         self.has_fresh_adapter = peft_config is not None
         if peft_config is not None:
             policy = _add_adapter(policy, peft_config, gradient_checkpointing)
+        self.configured_dropout = None
         if disable_dropout:
-            for module in policy.modules():
-                if isinstance(module, nn.Dropout):
-                    module.p = 0.0
+            switch_off_dropout(policy)
+            self.configured_dropout = ConfiguredDropout(policy)
         if ref_model is not None:
             check_same_vocabulary_size(policy, ref_model)
         self.model = policy
@@ -109,11 +110,22 @@ class PolicyAndReference:
     def build_scorer(self, engine: EngineConfig) -> None:
         """Find out which layout the policy can take."""
         self.engine = engine
-        self.scorer = PairScorer(self.model, engine, recomputes=self.recomputes)
+        with self._without_dropout():
+            self.scorer = PairScorer(self.model, engine, recomputes=self.recomputes)
 
-    def answering(self) -> AbstractContextManager[None]:
+    def answering(self) -> AbstractContextManager[Any]:
         """Return the context of a training: in it the policy itself scores rows, so that wrappers see every pass."""
-        return self.scorer.answering(self.model)
+        stack = ExitStack()
+        stack.enter_context(self._without_dropout())
+        stack.enter_context(self.scorer.answering(self.model))
+        return stack
+
+    def _without_dropout(self) -> AbstractContextManager[None]:
+        return self.configured_dropout.off() if self.configured_dropout else nullcontext()
+
+    def saved_as_given(self) -> AbstractContextManager[None]:
+        """Return the context in which the policy's configuration is saved: with the dropout that it came with."""
+        return self.configured_dropout.as_given() if self.configured_dropout else nullcontext()
 
     def forward(self, model: Any, pairs: PairBatch, needs: Needs) -> PairForward:
         """Score pairs with the policy (wrapped as ``model``) and put the reference's values beside them."""
@@ -192,7 +204,9 @@ class PolicyAndReference:
             return self.model, self.scorer
         if self._reference_scorer is None:
             self.reference_model.to(device)
-            self._reference_scorer = PairScorer(self.reference_model, self.engine)
+            # In the policy's layout, which it could not take if its configuration spoke of dropout.
+            with ConfiguredDropout(self.reference_model).off():
+                self._reference_scorer = PairScorer(self.reference_model, self.engine)
         return self.reference_model, self._reference_scorer
 
     def _as_reference(self) -> AbstractContextManager[Any]:

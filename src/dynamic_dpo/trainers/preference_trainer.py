@@ -336,6 +336,10 @@ class PreferenceTrainer(ResumableTrainer):
 
     # ---- what a preference run adds to a checkpoint, and to its end ----
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        with self.policy.saved_as_given():
+            super()._save(output_dir, state_dict)
+
     def write_into_checkpoint(self, folder: Path) -> None:
         """Write the run's own state beside the Hugging Face trainer's."""
         self.run_state.save(folder)

@@ -39,7 +39,9 @@ class EngineSection(settings_section("engine", EngineConfig)):  # type: ignore[m
     attn_implementation: str | None = Field(
         default=None, description="Attention kernel, e.g. eager or sdpa; null: the model's default."
     )
-    disable_dropout: bool = Field(default=True, description="Set all dropout of the policy to 0.")
+    disable_dropout: bool = Field(
+        default=True, description="Switch off the policy's dropout and the noise of its routers."
+    )
     num_proc: int | None = Field(
         default=None, ge=1, description="Worker processes of the tokenisation; null: chosen by the program."
     )

@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
 from dynamic_dpo.errors import CheckpointError
+from dynamic_dpo.models.dropout import largest_dropout
 from dynamic_dpo.runs.files import CONTROLLER_STATE
 from dynamic_dpo.runs.margin_log import MarginLog
 from dynamic_dpo.trainers.checkpoints.identity import (
@@ -72,13 +72,12 @@ class RunState(TrainerCallback):  # type: ignore[misc]
         """What decides this run's numbers; see `identity_of`."""
         method, policy = self.whole_step.method, self.whole_step.policy
         adapters = getattr(policy.model, "peft_config", {})
-        dropouts = (module.p for module in policy.model.modules() if isinstance(module, torch.nn.Dropout))
         facts = {
             "data": data_fingerprint(self.trainer.train_dataset),
             "reference": policy.fingerprint if method.needs.reference else None,
             "dtype": str(next(policy.model.parameters()).dtype),
             "mixed_precision": self.trainer.accelerator.mixed_precision,
-            "dropout": max(dropouts, default=0.0),
+            "dropout": largest_dropout(policy.model),
             "adapter": {
                 key: value
                 for adapter in adapters.values()
