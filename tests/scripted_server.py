@@ -1,7 +1,7 @@
 """A server on the loopback address that speaks as much of OpenAI's chat protocol as tests need.
 
 It answers from a list, in order, and from a function when the list is empty; it records every request, and it can
-fail in the ways real servers do.
+fail in the ways real servers do, slowness byte by byte included.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class Answer:
         headers: More headers.
         delay: Seconds before it answers.
         cut_after: Bytes of the body after which the connection is cut; ``None``: it is not.
+        drip: Seconds between two bytes of the body.
+        drip_headers: Seconds between two bytes of everything before it.
     """
 
     status: int = 200
@@ -34,6 +36,8 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
     delay: float = 0.0
     cut_after: int | None = None
+    drip: float = 0.0
+    drip_headers: float = 0.0
 
 
 def completion(
@@ -68,11 +72,19 @@ def error(status: int, message: str, *, headers: dict[str, str] | None = None, *
 
 
 class ScriptedServer:
-    """The server, as a context manager; ``base_url`` is its address and ``requests`` what it was asked."""
+    """The server, as a context manager.
+
+    Attributes:
+        base_url: Its address.
+        requests: What it was asked.
+        looks: The GET requests, which ``models`` answers where it is set.
+    """
 
     def __init__(self, respond: Callable[[Request], Answer] | None = None) -> None:
         self.answers: list[Answer] = []
         self.requests: list[Request] = []
+        self.looks: list[Request] = []
+        self.models: Answer | None = None
         self.respond = respond
         self.most_at_once = 0
         self._at_once = 0
@@ -84,6 +96,9 @@ class ScriptedServer:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
+                server._handle(self)
+
+            def do_GET(self) -> None:
                 server._handle(self)
 
             def log_message(self, *args: Any) -> None:
@@ -110,7 +125,8 @@ class ScriptedServer:
         self._http.server_close()
 
     def _handle(self, handler: BaseHTTPRequestHandler) -> None:
-        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        length = int(handler.headers["Content-Length"] or 0)
+        body = json.loads(handler.rfile.read(length)) if length else None
         request = {
             "path": handler.path,
             "key": handler.headers["Authorization"],
@@ -118,10 +134,15 @@ class ScriptedServer:
             "body": body,
         }
         with self._lock:
-            self.requests.append(request)
+            if handler.command == "GET":
+                self.looks.append(request)
+            else:
+                self.requests.append(request)
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
-            if self.answers:
+            if handler.command == "GET" and self.models is not None:
+                answer = self.models
+            elif self.answers:
                 answer = self.answers.pop(0)
             elif self.respond is not None:
                 answer = self.respond(request)
@@ -141,9 +162,23 @@ class ScriptedServer:
             handler.close_connection = True
             if answer.cut_after == 0:
                 return
+        if answer.drip_headers:
+            self._drip(handler, b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 10_000, answer.drip_headers)
+            return
         handler.send_response(answer.status)
         for name, value in {"Content-Type": "application/json", **answer.headers}.items():
             handler.send_header(name, value)
         handler.send_header("Content-Length", str(len(raw)))
         handler.end_headers()
-        handler.wfile.write(raw[: answer.cut_after])
+        if answer.drip:
+            self._drip(handler, raw, answer.drip)
+        else:
+            handler.wfile.write(raw[: answer.cut_after])
+
+    def _drip(self, handler: BaseHTTPRequestHandler, raw: bytes, seconds: float) -> None:
+        for byte in raw:
+            handler.wfile.write(bytes([byte]))
+            handler.wfile.flush()
+            if self._stopping.wait(seconds):
+                break
+        handler.close_connection = True

@@ -53,3 +53,9 @@ class JudgeError(DynamicDPOError):
     """A judge could not be reached or did not give a usable verdict."""
 
     exit_code = 1
+
+
+class ServerError(DynamicDPOError):
+    """A server that speaks OpenAI's protocol cannot be reached, refuses a request or gives no usable reply."""
+
+    exit_code = 1

@@ -50,7 +50,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedServer]:
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     seconds: list[float] = []
-    monkeypatch.setattr("dynamic_dpo.eval.judges.chat.retry.time.sleep", seconds.append)
+    monkeypatch.setattr("dynamic_dpo.eval.servers.retry.time.sleep", seconds.append)
     return seconds
 
 

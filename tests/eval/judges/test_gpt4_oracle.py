@@ -32,7 +32,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedServer]:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that would have been waited."""
     seconds: list[float] = []
-    monkeypatch.setattr("dynamic_dpo.eval.judges.chat.retry.time.sleep", seconds.append)
+    monkeypatch.setattr("dynamic_dpo.eval.servers.retry.time.sleep", seconds.append)
     return seconds
 
 
@@ -220,7 +220,7 @@ def test_json_that_stays_broken_points_to_the_address(script: ScriptedServer, wa
 def test_retry_after_as_a_date_is_waited_for_exactly(
     script: ScriptedServer, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynamic_dpo.eval.judges.chat.retry.time.time", lambda: 1_000_000_000.0)
+    monkeypatch.setattr("dynamic_dpo.eval.servers.retry.time.time", lambda: 1_000_000_000.0)
     date = email.utils.formatdate(1_000_000_090, usegmt=True)
     script.add(error(429, "slow down", headers={"Retry-After": date}), completion("Verdict: A"))
     make_oracle(script, max_backoff=4.0).judge("p", "one", "two")
@@ -243,7 +243,7 @@ def test_a_key_that_no_request_can_carry_is_refused_without_showing_it(
     script: ScriptedServer, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     if "\x00" in key:
-        monkeypatch.setattr("dynamic_dpo.eval.judges.chat.server.os.environ", {"OPENAI_API_KEY": key})
+        monkeypatch.setattr("dynamic_dpo.eval.servers.client.os.environ", {"OPENAI_API_KEY": key})
     else:
         monkeypatch.setenv("OPENAI_API_KEY", key)
     with pytest.raises(JudgeError, match="environment variable OPENAI_API_KEY") as raised:
@@ -287,6 +287,7 @@ def test_half_a_surrogate_pair_can_be_asked_about(script: ScriptedServer) -> Non
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(JudgeError, match=r"pip install 'dynamic-dpo\[eval\]'"):
         GPT4Oracle().judge("p", "one", "two")

@@ -10,10 +10,10 @@ import hashlib
 from typing import Any, NamedTuple
 
 from dynamic_dpo.errors import ConfigError
-from dynamic_dpo.eval.judges.chat.retry import RetryPolicy
 from dynamic_dpo.eval.judges.chat.server import ChatServer, Usage
 from dynamic_dpo.eval.judges.template import custom_template, fill
 from dynamic_dpo.eval.judges.verdict import Verdict, parse_verdict
+from dynamic_dpo.eval.servers.retry import RetryPolicy
 
 
 class Judgement(NamedTuple):

@@ -17,7 +17,7 @@ from dynamic_dpo.eval.judges.verdict import Verdict
 from dynamic_dpo.eval.judging.ledger import JudgeLedger
 from dynamic_dpo.eval.judging.questions import Question, answers_to
 from dynamic_dpo.eval.judging.spending import Budget, BudgetMeter, Spending
-from dynamic_dpo.eval.judging.workers import Workers, record_of
+from dynamic_dpo.eval.judging.workers import JudgeWorkers, record_of
 from dynamic_dpo.eval.records import JudgementRecord
 
 IDENTICAL_REASON = "the two outputs are identical; the judge was not asked"
@@ -89,7 +89,7 @@ def run_judging(
     meter = BudgetMeter(budget or Budget(), fingerprint.get("model"), ledger.spent(), _dearest(ledger))
     # disable=None shows the bar on a terminal only.
     with tqdm(total=len(todo), desc="Judging", unit="question", disable=None if progress else True) as bar:
-        workers = Workers(judge, ledger, meter, bar)
+        workers = JudgeWorkers(judge, ledger, meter, bar)
         workers.run(
             [(key, question) for key, question in todo.items() if ledger.get(key) is None], concurrency
         )

@@ -1,15 +1,11 @@
 """The threads of the judging stage: each takes a question, asks, and has the reply on the disk before the next.
 
-They end together: with the last question, at a limit of the budget, or when one of them fails or a signal comes; what
-is under way then is still waited for and kept.
+At a limit of the budget they admit nothing more; how they end together is in `dynamic_dpo.utils.workers`.
 """
 
 from __future__ import annotations
 
-import logging
-import math
 import threading
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,13 +17,11 @@ from dynamic_dpo.eval.judging.ledger import InvalidReply, JudgeLedger, total
 from dynamic_dpo.eval.judging.questions import Question
 from dynamic_dpo.eval.judging.spending import BudgetMeter, Spending
 from dynamic_dpo.eval.records import JudgementRecord
-from dynamic_dpo.utils.signals import deferred, raise_if_requested
-
-logger = logging.getLogger("dynamic_dpo")
+from dynamic_dpo.utils.workers import Workers
 
 
-class Workers:
-    """Threads that take questions from one queue until it is empty, the budget ends, or one of them fails.
+class JudgeWorkers:
+    """Threads that ask a judge until every question is answered, the budget ends, or one of them fails.
 
     Args:
         judge: Who answers; a `BatchJudge` gets one batch at a time.
@@ -41,10 +35,7 @@ class Workers:
 
     def __init__(self, judge: Judge, ledger: JudgeLedger, meter: BudgetMeter, bar: Any) -> None:
         self.judge, self.ledger, self.meter, self.bar = judge, ledger, meter, bar
-        self.batch_size = judge.batch_size if isinstance(judge, BatchJudge) else 1
         self.num_asked = 0
-        self._queue: deque[tuple[str, Question]] = deque()
-        self._error: BaseException | None = None
         self._lock = threading.Lock()
 
     def run(self, todo: Sequence[tuple[str, Question]], concurrency: int) -> None:
@@ -57,52 +48,15 @@ class Workers:
         Raises:
             JudgeError: The first that a thread met, after the replies under way have landed.
         """
-        self._queue.extend(todo)
-        num_batches = math.ceil(len(todo) / self.batch_size)
-        num_threads = min(1 if isinstance(self.judge, BatchJudge) else concurrency, num_batches)
-        # Events, since Python 3.11 takes a running thread for ended once a signal has broken into its join().
-        ended = [threading.Event() for _ in range(num_threads)]
-        try:
-            with deferred():
-                for event in ended:
-                    # Daemons: a second Ctrl-C must not wait for a server that hangs.
-                    threading.Thread(target=self._work, args=(event,), daemon=True).start()
-            raise_if_requested()
-            for event in ended:
-                event.wait()
-        except BaseException:
-            self._drop_the_rest()
-            logger.warning("stopping when the replies under way are there; once more Ctrl-C stops at once")
-            for event in ended:
-                event.wait()
-            raise
-        if self._error is not None:
-            raise self._error
+        if isinstance(self.judge, BatchJudge):
+            size = self.judge.batch_size
+            batches = [todo[start : start + size] for start in range(0, len(todo), size)]
+            Workers(self._answer_batch, on_stop=self.meter.close).run(batches, 1)
+        else:
+            Workers(self._answer, on_stop=self.meter.close).run(todo, concurrency)
 
-    def _work(self, ended: threading.Event) -> None:
-        try:
-            while batch := self._take():
-                if self.batch_size > 1:
-                    self._answer_batch(batch)
-                else:
-                    self._answer(*batch[0])
-        except BaseException as error:
-            self._drop_the_rest()
-            with self._lock:
-                self._error = self._error or error
-        finally:
-            ended.set()
-
-    def _take(self) -> list[tuple[str, Question]]:
-        with self._lock:
-            return [self._queue.popleft() for _ in range(min(self.batch_size, len(self._queue)))]
-
-    def _drop_the_rest(self) -> None:
-        self.meter.close()
-        with self._lock:
-            self._queue.clear()
-
-    def _answer(self, key: str, question: Question) -> None:
+    def _answer(self, asked: tuple[str, Question]) -> None:
+        key, question = asked
         earlier = self.ledger.invalid_replies(key)
         prompt, first, second = question.shown
         while self.meter.admit():
@@ -124,7 +78,7 @@ class Workers:
             earlier = [*earlier, invalid]
             self._count(reply)
 
-    def _answer_batch(self, batch: list[tuple[str, Question]]) -> None:
+    def _answer_batch(self, batch: Sequence[tuple[str, Question]]) -> None:
         assert isinstance(self.judge, BatchJudge)
         while batch and (admitted := self.meter.admit_up_to(len(batch))):
             asked, batch = batch[:admitted], batch[admitted:]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dynamic_dpo.eval.judges.chat.retry import RefusedError, RetryPolicy
+from dynamic_dpo.eval.servers.retry import RefusedError, RetryPolicy
 
 logger = logging.getLogger("dynamic_dpo")
 
@@ -73,7 +73,7 @@ class Negotiator:
 
         Raises:
             RefusedError: If the server refuses the request whatever is left out.
-            JudgeError: If faults that may pass outlast the retries.
+            ServerError: If faults that may pass outlast the retries.
         """
         if wanted not in self._found:
             with self._lock:

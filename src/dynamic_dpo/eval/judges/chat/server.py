@@ -6,14 +6,14 @@ repeats what may succeed (``retry``).
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from dynamic_dpo.errors import JudgeError
+from dynamic_dpo.errors import JudgeError, ServerError
 from dynamic_dpo.eval.judges.chat.capabilities import Capabilities, Negotiator, request_options
-from dynamic_dpo.eval.judges.chat.retry import RetryPolicy
+from dynamic_dpo.eval.servers.client import ServerClient, environment_key
+from dynamic_dpo.eval.servers.retry import RetryPolicy
 from dynamic_dpo.utils.secrets import redact, shown_url
 
 REQUEST_TIMEOUT = 120.0
@@ -64,8 +64,8 @@ class ChatServer:
     ) -> None:
         self.model = model
         self.base_url = base_url
-        self._client = client
-        self._is_given = client is not None
+        self._given = client
+        self._client: ServerClient | None = None
         self._negotiator = Negotiator(retry)
         self._lock = threading.Lock()
 
@@ -91,7 +91,7 @@ class ChatServer:
             JudgeError: If the server refuses the question, sends no usable reply, or a passing fault
                 outlasts the retries.
         """
-        client = self._connected()
+        create = self._connected()
 
         def send(used: Capabilities) -> Any:
             options = request_options(
@@ -102,16 +102,19 @@ class ChatServer:
                 {key: text.encode("utf-8", "replace").decode() for key, text in message.items()}
                 for message in messages(used.json_schema)
             ]
-            return client.chat.completions.create(model=self.model, messages=asked, **options)
+            return create(model=self.model, messages=asked, **options)
 
         wanted = Capabilities(json_schema=schema is not None, logprobs=logprobs)
-        completion, _ = self._negotiator.call(wanted, send)
+        try:
+            completion, _ = self._negotiator.call(wanted, send)
+        except ServerError as error:
+            raise JudgeError(str(error)) from None
         return self._read(completion)
 
     def close(self) -> None:
         """Give the connections back; the next question connects again."""
         with self._lock:
-            if self._client is not None and not self._is_given:
+            if self._client is not None:
                 self._client.close()
                 self._client = None
 
@@ -138,31 +141,20 @@ class ChatServer:
             _tokens(choice),
         )
 
-    def _connected(self) -> Any:
+    def _connected(self) -> Callable[..., Any]:
+        if self._given is not None:
+            return self._given.chat.completions.create  # type: ignore[no-any-return]
         with self._lock:
             if self._client is None:
-                self._client = self._connect()
-            return self._client
-
-    def _connect(self) -> Any:
-        try:
-            import openai
-        except ModuleNotFoundError:
-            raise JudgeError("the judge needs the package openai: pip install 'dynamic-dpo[eval]'") from None
-        key = os.environ.get("OPENAI_API_KEY", "")
-        if not key:
-            raise JudgeError(
-                "the judge has no key: set the environment variable OPENAI_API_KEY "
-                "(any value will do for a local server that checks none)"
-            )
-        if not key.isascii() or not key.isprintable() or key != key.strip():
-            # The HTTP library would quote such a key in its error.
-            raise JudgeError(
-                "the key in the environment variable OPENAI_API_KEY holds a blank, a line break or a letter that no "
-                "HTTP header can carry; set it again without"
-            )
-        # Its own retries also repeat 409 and know no limit of ours, so they are switched off.
-        return openai.OpenAI(base_url=self.base_url, max_retries=0, timeout=REQUEST_TIMEOUT)
+                try:
+                    self._client = ServerClient(
+                        base_url=self.base_url,
+                        key=environment_key("OPENAI_API_KEY", purpose="the judge"),
+                        deadline=REQUEST_TIMEOUT,
+                    )
+                except ServerError as error:
+                    raise JudgeError(str(error)) from None
+            return self._client.chat_completion
 
 
 def _text(content: Any) -> str:

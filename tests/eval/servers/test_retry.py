@@ -1,4 +1,4 @@
-"""How long to wait for a judge's server, and what is no reason to wait."""
+"""How long to wait for a server, and what is no reason to wait."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import time
 
 import pytest
 
-from dynamic_dpo.errors import JudgeError
-from dynamic_dpo.eval.judges.chat.retry import RetryPolicy, retry_after
+from dynamic_dpo.errors import ServerError
+from dynamic_dpo.eval.servers.retry import RetryPolicy, retry_after
 
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that would have been waited."""
     seconds: list[float] = []
-    monkeypatch.setattr("dynamic_dpo.eval.judges.chat.retry.time.sleep", seconds.append)
+    monkeypatch.setattr("dynamic_dpo.eval.servers.retry.time.sleep", seconds.append)
     return seconds
 
 
@@ -37,7 +37,7 @@ def test_waits_double_up_to_their_limit_however_many_there_are(waits: list[float
     def request() -> None:
         raise openai.APIConnectionError(request=None)  # type: ignore[arg-type]
 
-    with pytest.raises(JudgeError, match="gave no connection at each of 1501 attempts"):
+    with pytest.raises(ServerError, match="gave no connection at each of 1501 attempts"):
         RetryPolicy(1500, 1.0, 5.0).call(request)
     assert waits == [1, 2, 4, *[5] * 1497]
 

@@ -1,4 +1,4 @@
-"""Which faults of a judge's server may pass, and how long to wait for it.
+"""Which faults of a server may pass, and how long to wait for it.
 
 Only what can succeed is repeated: 429, 5xx, time-outs, broken connections and broken JSON. A refused key, a bad
 request or a used-up quota fails at once, with what to do about it. The repeating itself is tenacity's.
@@ -11,21 +11,41 @@ import itertools
 import json
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from dynamic_dpo.errors import ConfigError, JudgeError
+from dynamic_dpo.errors import ConfigError, ServerError
 from dynamic_dpo.utils.secrets import redact
 
 T = TypeVar("T")
 logger = logging.getLogger("dynamic_dpo")
 
 
-class RefusedError(JudgeError):
+class ServerNames(NamedTuple):
+    """What messages call a server and the settings that it is asked with.
+
+    Attributes:
+        server: The server itself.
+        section: Section of its settings in a file.
+        key: Where its key comes from.
+        request: The settings that a refused request may be due to.
+    """
+
+    server: str = "the judge's server"
+    section: str = "gpt4_oracle"
+    key: str = "set the environment variable OPENAI_API_KEY to one that may use this model"
+    request: str = "gpt4_oracle.model, max_tokens, temperature and base_url"
+
+
+_JUDGE = ServerNames()
+
+
+class RefusedError(ServerError):
     """The server will not answer this request, however often it is asked.
 
     Attributes:
@@ -33,8 +53,8 @@ class RefusedError(JudgeError):
         words: The server's own message, without keys.
     """
 
-    def __init__(self, status: int, words: str) -> None:
-        super().__init__(refusal(status, words))
+    def __init__(self, status: int, words: str, names: ServerNames) -> None:
+        super().__init__(refusal(status, words, names))
         self.status = status
         self.words = words
 
@@ -47,6 +67,7 @@ class RetryPolicy:
         max_retries: Repetitions after the first attempt, at least 0.
         initial_backoff: Seconds before the first repetition; doubles with each.
         max_backoff: Longest wait of our own choice, in seconds. A server's Retry-After is kept in full.
+        names: What messages call the server.
 
     Raises:
         ConfigError: If a number is out of range.
@@ -55,30 +76,38 @@ class RetryPolicy:
     max_retries: int
     initial_backoff: float
     max_backoff: float
+    names: ServerNames = _JUDGE
 
     def __post_init__(self) -> None:
         if self.max_retries < 0:
-            raise ConfigError(f"gpt4_oracle.max_retries must be at least 0, got {self.max_retries}")
+            raise ConfigError(f"{self.names.section}.max_retries must be at least 0, got {self.max_retries}")
         if not 0 <= self.initial_backoff <= self.max_backoff:
             raise ConfigError(
-                "gpt4_oracle.initial_backoff must lie between 0 and max_backoff "
+                f"{self.names.section}.initial_backoff must lie between 0 and max_backoff "
                 f"({self.max_backoff}), got {self.initial_backoff}"
             )
 
-    def call(self, request: Callable[[], T], *, is_final: Callable[[int, str, int], bool] | None = None) -> T:
+    def call(
+        self,
+        request: Callable[[], T],
+        *,
+        is_final: Callable[[int, str, int], bool] | None = None,
+        stopping: threading.Event | None = None,
+    ) -> T:
         """Return what ``request`` returns, repeating it after faults that may pass.
 
         Args:
-            request: One call of the ``openai`` client, whose own retries are off.
+            request: One call of the ``openai`` client, whose own retries are off. It may raise `PassingError` too.
             is_final: Given the status and words of a fault that may pass, and the number of the attempt from 0:
                 whether not to repeat the request all the same.
+            stopping: Once it is set, nothing is repeated any more and no wait goes on.
 
         Returns:
             The first answer.
 
         Raises:
             RefusedError: At once for a fault that cannot pass.
-            JudgeError: When the retries are used up.
+            ServerError: When the retries are used up.
         """
         import openai
 
@@ -93,15 +122,15 @@ class RetryPolicy:
                 words = redact(server_words(error))[:500]
                 final = is_final is not None and is_final(error.status_code, words, attempt)
                 if final or not may_pass(error.status_code, error.body):
-                    raise RefusedError(error.status_code, words) from None
+                    raise RefusedError(error.status_code, words, self.names) from None
                 asked = retry_after(error.response.headers)
-                raise _PassingError(f"status {error.status_code}", asked) from None
+                raise PassingError(f"status {error.status_code}", asked) from None
             except (json.JSONDecodeError, UnicodeDecodeError, openai.APIResponseValidationError):
                 fault = "a reply that is no JSON (is base_url the address of an OpenAI-compatible API?)"
-                raise _PassingError(fault) from None
+                raise PassingError(fault) from None
             except openai.APIConnectionError as error:
                 timed_out = isinstance(error, openai.APITimeoutError)
-                raise _PassingError("a time-out" if timed_out else "no connection") from None
+                raise PassingError("a time-out" if timed_out else "no connection") from None
 
         own_wait = wait_exponential(multiplier=self.initial_backoff, max=self.max_backoff)
 
@@ -112,26 +141,32 @@ class RetryPolicy:
         def warn(state: RetryCallState) -> None:
             assert state.next_action is not None
             seconds = state.next_action.sleep
-            logger.warning("the judge's server gave %s; asking again in %.1f s", _fault_of(state), seconds)
+            logger.warning("%s gave %s; asking again in %.1f s", self.names.server, _fault_of(state), seconds)
 
         def give_up(state: RetryCallState) -> NoReturn:
-            raise JudgeError(
-                f"the judge's server gave {_fault_of(state)} at each of {state.attempt_number} attempts; "
-                "try later, or raise gpt4_oracle.max_retries and max_backoff"
+            raise ServerError(
+                f"{self.names.server} gave {_fault_of(state)} at each of {state.attempt_number} attempts; "
+                f"try later, or raise {self.names.section}.max_retries and max_backoff"
             )
 
+        def sleep(seconds: float) -> None:
+            if stopping is None:
+                time.sleep(seconds)
+            elif stopping.wait(seconds):
+                raise ServerError(f"{self.names.server} was being waited for when the work was stopped")
+
         retrying = Retrying(
-            retry=retry_if_exception_type(_PassingError),
+            retry=retry_if_exception_type(PassingError),
             stop=stop_after_attempt(self.max_retries + 1),
             wait=wait,
             before_sleep=warn,
             retry_error_callback=give_up,
-            sleep=time.sleep,
+            sleep=sleep,
         )
         return retrying(ask)
 
 
-class _PassingError(Exception):
+class PassingError(Exception):
     """A fault that may pass, in words, and the seconds that the server asks to wait, if it does."""
 
     def __init__(self, fault: str, asked: float | None = None) -> None:
@@ -139,10 +174,10 @@ class _PassingError(Exception):
         self.asked = asked
 
 
-def _fault_of(state: RetryCallState) -> _PassingError:
+def _fault_of(state: RetryCallState) -> PassingError:
     assert state.outcome is not None
     error = state.outcome.exception()
-    assert isinstance(error, _PassingError)
+    assert isinstance(error, PassingError)
     return error
 
 
@@ -166,19 +201,21 @@ def may_pass(status: int, body: object) -> bool:
     return status == 408 or status >= 500 or (status == 429 and not used_up)
 
 
-def refusal(status: int, message: str) -> str:
+def refusal(status: int, message: str, names: ServerNames) -> str:
     """Return what to tell the user about a request that the server refuses for good."""
     if status in (401, 403):
         # The server's own text is left out: some quote the key they were given.
-        return (
-            f"the judge's server refused the key (status {status}): set the environment variable "
-            "OPENAI_API_KEY to one that may use this model"
-        )
+        return f"{names.server} refused the key (status {status}): {names.key}"
     if status == 429:
-        return "the judge's quota is used up: add credit, or use another key or model"
+        return f"{names.server} says that the quota is used up: add credit, or use another key or model"
+    if 300 <= status < 400:
+        return (
+            f"{names.server} sends elsewhere (status {status}), where neither key nor prompts are sent: give the "
+            "final address as base_url, if you trust it"
+        )
     return (
-        f"the judge's server refused the request (status {status}) and would again: {message}; "
-        "check gpt4_oracle.model, max_tokens, temperature and base_url"
+        f"{names.server} refused the request (status {status}) and would again: {message}; "
+        f"check {names.request}"
     )
 
 

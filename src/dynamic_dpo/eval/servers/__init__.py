@@ -1,0 +1,1 @@
+"""Servers that speak OpenAI's protocol, whatever they are asked for: bounded requests, and when to ask again."""
