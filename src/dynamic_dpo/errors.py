@@ -8,9 +8,15 @@ from __future__ import annotations
 
 
 class DynamicDPOError(Exception):
-    """Base of all errors raised on purpose; says what was given, what was expected and what to do."""
+    """Base of all errors raised on purpose; says what was given, what was expected and what to do.
+
+    Attributes:
+        exit_code: What a command that it ends returns.
+        said: Whether another rank of the run has met the same and tells the user.
+    """
 
     exit_code = 1
+    said = False
 
 
 class ConfigError(DynamicDPOError, ValueError):

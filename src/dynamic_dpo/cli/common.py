@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dynamic_dpo.errors import CheckpointError, ConfigError, DynamicDPOError
 from dynamic_dpo.runs.files import CHECKPOINT_PREFIX, CONFIG
 from dynamic_dpo.utils.files import write_refused
+from dynamic_dpo.utils.process_group import is_first_rank, process_group
 from dynamic_dpo.utils.secrets import RedactingFormatter, redact, show_faults_redacted
 from dynamic_dpo.utils.signals import Interrupted, stop_signals
 
@@ -24,11 +24,6 @@ if TYPE_CHECKING:
     from dynamic_dpo.config.schema import TrainingConfig
 
 logger = logging.getLogger("dynamic_dpo")
-
-
-def is_main_process() -> bool:
-    """Return whether this is the first process of a launch, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int:
@@ -47,7 +42,8 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str] | N
         with stop_signals():
             return command(sys.argv[1:] if argv is None else argv)
     except DynamicDPOError as error:
-        print("\n".join(f"error: {line}" for line in redact(str(error)).splitlines()), file=sys.stderr)
+        if not error.said:
+            print("\n".join(f"error: {line}" for line in redact(str(error)).splitlines()), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as stop:
         print(f"{stop or 'interrupted'}; what was saved stays, and resume continues from it", file=sys.stderr)
@@ -66,7 +62,7 @@ def _set_up_logging() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(RedactingFormatter("%(message)s"))
     logger.handlers = [handler]
-    logger.setLevel(logging.INFO if is_main_process() else logging.ERROR)
+    logger.setLevel(logging.INFO if is_first_rank() else logging.ERROR)
 
 
 def configured_parser(program: str, description: str) -> argparse.ArgumentParser:
@@ -140,7 +136,7 @@ def claim_output_folder(save_dir: str, *, resume: bool | str) -> bool | str:
             raise CheckpointError(f"no checkpoint to resume from at {resume}")
         return resume
     if not resume:
-        if holds_something and is_main_process():
+        if holds_something:
             raise ConfigError(
                 f"the output folder {save_dir} is not empty: resume the run in it with resume=true, choose another "
                 "save_dir, or remove it"
@@ -159,7 +155,12 @@ def claim_output_folder(save_dir: str, *, resume: bool | str) -> bool | str:
 
 
 def run_training(
-    program: str, description: str, train: Callable[[TrainingConfig], Any], argv: Sequence[str] | None
+    program: str,
+    description: str,
+    train: Callable[[TrainingConfig], Any],
+    argv: Sequence[str] | None,
+    *,
+    section: str,
 ) -> int:
     """Run a training command: read and check the settings, then hand them to ``train``.
 
@@ -168,6 +169,7 @@ def run_training(
         description: What it does, for ``--help``.
         train: The training.
         argv: Arguments without the program's name; ``None`` takes them from the command line.
+        section: Name of the settings' section with the training arguments.
 
     Returns:
         The exit code, as `run_command` gives it.
@@ -181,9 +183,29 @@ def run_training(
     def command(arguments: Sequence[str]) -> int:
         from dynamic_dpo.config import get_training_config
 
-        settings = read_settings(configured_parser(program, description), arguments, keys=keys)
-        if settings is not None:
-            train(get_training_config(settings))
+        mistake: ConfigError | None = None
+        group: dict[str, Any] = {}
+        try:
+            settings = read_settings(configured_parser(program, description), arguments, keys=keys)
+            if settings is None:
+                return 0
+            config = get_training_config(settings)
+            extra = getattr(config, section).extra
+            group = {
+                "timeout": extra.get("ddp_timeout", 1800.0),
+                "backend": extra.get("ddp_backend"),
+                "cpu": bool(extra.get("use_cpu")),
+            }
+        except ConfigError as error:
+            # All ranks make it. It is raised where they know that, and one of them says it.
+            mistake = error
+        with process_group(**group):
+            if mistake is not None:
+                raise mistake
+            from dynamic_dpo.trainers.ranks import clear_rank_errors
+
+            with clear_rank_errors():
+                train(config)
         return 0
 
     return run_command(command, argv)

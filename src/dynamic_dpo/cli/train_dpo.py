@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynamic_dpo.cli.common import claim_output_folder, is_main_process, run_training
+from dynamic_dpo.cli.common import claim_output_folder, run_training
 from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.runs import files
+from dynamic_dpo.utils.process_group import is_first_rank, on_first_rank
 
 if TYPE_CHECKING:
     from dynamic_dpo.config.schema import TrainingConfig
@@ -23,7 +24,7 @@ DESCRIPTION = "Train a policy on preference pairs with DPO whose beta is control
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return run_training("train-dpo", DESCRIPTION, train_dpo, argv)
+    return run_training("train-dpo", DESCRIPTION, train_dpo, argv, section="dpo_training")
 
 
 def train_dpo(config: TrainingConfig) -> Any:
@@ -46,7 +47,7 @@ def train_dpo(config: TrainingConfig) -> Any:
     data = config.dataset
     if not data.dataset_name:
         raise ConfigError("dataset.dataset_name is required: a hub name, or a local file or folder of rows")
-    checkpoint = claim_output_folder(section.save_dir, resume=section.resume)
+    checkpoint = on_first_rank(lambda: claim_output_folder(section.save_dir, resume=section.resume))
 
     from dynamic_dpo.utils.process import prepare_process
 
@@ -92,7 +93,7 @@ def train_dpo(config: TrainingConfig) -> Any:
         max_completion_length=data.max_completion_length,
         truncation_mode=data.truncation_mode,
         quarantine_max_share=data.quarantine_max_share,
-        report_dir=section.save_dir if is_main_process() else None,
+        report_dir=section.save_dir if is_first_rank() else None,
         num_proc=config.engine.num_proc,
     )
     args = dpo_arguments(config, has_validation=prepared.validation is not None)
@@ -115,11 +116,11 @@ def train_dpo(config: TrainingConfig) -> Any:
         margin_log=replace(config.read(MarginLogConfig), log_dir=log_dir),
         max_nonfinite=config.method.max_nonfinite,
         disable_dropout=config.engine.disable_dropout,
-        reference_fingerprint=file_fingerprint(reference),
+        reference_fingerprint=on_first_rank(lambda: file_fingerprint(reference)),
         run_config=config.to_dict(),
         resume_changed=section.resume_changed,
     )
-    if is_main_process():
+    if is_first_rank():
         config.save(Path(section.save_dir) / files.CONFIG)
         if section.debug_samples:
             log_dpo_debug_samples(

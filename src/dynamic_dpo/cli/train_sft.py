@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynamic_dpo.cli.common import claim_output_folder, is_main_process, run_training
+from dynamic_dpo.cli.common import claim_output_folder, run_training
 from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.runs.files import CONFIG
+from dynamic_dpo.utils.process_group import is_first_rank, on_first_rank
 
 if TYPE_CHECKING:
     from dynamic_dpo.config.schema import TrainingConfig
@@ -22,7 +23,7 @@ DESCRIPTION = "Fine-tune a model on conversations, with the loss on completions 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return run_training("train-sft", DESCRIPTION, train_sft, argv)
+    return run_training("train-sft", DESCRIPTION, train_sft, argv, section="sft_training")
 
 
 def train_sft(config: TrainingConfig) -> Any:
@@ -45,7 +46,7 @@ def train_sft(config: TrainingConfig) -> Any:
     if not data.dataset_name:
         raise ConfigError("dataset.dataset_name is required: a hub name, or a local file or folder of rows")
     resume = section.extra.get("resume_from_checkpoint") or False
-    checkpoint = claim_output_folder(section.save_dir, resume=resume)
+    checkpoint = on_first_rank(lambda: claim_output_folder(section.save_dir, resume=resume))
 
     from dynamic_dpo.utils.process import prepare_process
 
@@ -75,7 +76,7 @@ def train_sft(config: TrainingConfig) -> Any:
         val_ratio=data.val_ratio,
         seed=data.seed,
         quarantine_max_share=data.quarantine_max_share,
-        report_dir=section.save_dir if is_main_process() else None,
+        report_dir=section.save_dir if is_first_rank() else None,
         num_proc=config.engine.num_proc,
     )
     settings = {
@@ -95,7 +96,7 @@ def train_sft(config: TrainingConfig) -> Any:
         tokenizer=tokenizer,
         peft_config=peft_config,
     )
-    if is_main_process():
+    if is_first_rank():
         config.save(Path(section.save_dir) / CONFIG)
     trainer.train(resume_from_checkpoint=trainer.find_checkpoint() if checkpoint is True else checkpoint)
     trainer.save_state()

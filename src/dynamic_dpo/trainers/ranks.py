@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from dynamic_dpo.errors import DynamicDPOError, ModelError
+from dynamic_dpo.utils.process_group import on_first_rank
 
 T = TypeVar("T")
 
@@ -27,21 +28,7 @@ def on_main_process(accelerator: Any, function: Callable[[], T]) -> T:
 
     Only errors of ours travel; any other ends the main process and, with it, the others. Collective over ranks.
     """
-    if accelerator.num_processes == 1:
-        return function()
-    from accelerate.utils import broadcast_object_list
-
-    box: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            box[0] = function()
-        except DynamicDPOError as error:
-            box[1] = error
-    broadcast_object_list(box)
-    if box[1] is not None:
-        raise box[1]
-    result: T = box[0]
-    return result
+    return function() if accelerator.num_processes == 1 else on_first_rank(function)
 
 
 def check_ranks_agree(accelerator: Any, values: Mapping[str, Any]) -> None:

@@ -179,10 +179,19 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
 
     # ---- saving ----
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make the accelerator, as the Hugging Face trainer does when it is built."""
+        # It refuses checkpoints of the model alone where the model is sharded: it gathers none. `save_model` does.
+        alone = self.args.save_only_model and not self.args.load_best_model_at_end
+        self.args.save_only_model &= not alone
+        super().create_accelerator_and_postprocess()
+        self.args.save_only_model |= alone
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save model and tokenizer as `from_pretrained` reads them, whole also where FSDP2 shards the model.
 
-        A checkpoint of shards gets everything but the weights, which are in its shards. Collective over ranks.
+        A checkpoint of shards gets everything but the weights, which are in its shards; with ``save_only_model`` it
+        has none, and is a whole model. Collective over ranks.
 
         Args:
             output_dir: Where to; by default the output folder.
@@ -196,8 +205,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             super().save_model(str(folder), _internal_call)
             return
         model = self.accelerator.unwrap_model(self.model)
-        shards = "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
-        is_sharded = shards and self.checkpoints.staging is not None
+        is_checkpoint = self.checkpoints.staging is not None and not self.args.save_only_model
+        is_sharded = is_checkpoint and "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
         weights = {} if is_sharded else gathered_weights(model)
 
         def write() -> None:
