@@ -1,4 +1,4 @@
-"""Packed rows: no padding, every prompt with its answers by itself, on the CPU and by FlexAttention's mask."""
+"""Packed rows: no padding, every prompt with its answers by itself."""
 
 from __future__ import annotations
 
@@ -8,18 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dynamic_dpo.engine.attention import PACKED_ATTENTION, packed_attention
+from dynamic_dpo.engine.attention import PACKED_ATTENTION
 from dynamic_dpo.engine.config import EngineConfig
-from dynamic_dpo.engine.flex import flex_packed_attention, packed_mask
 from dynamic_dpo.engine.plan import plan_microbatches
 from dynamic_dpo.engine.rows import (
     PADDING,
     PairBatch,
-    PromptBatch,
-    PromptSpan,
     packed_rows,
     row_lengths,
     shared_rows,
@@ -43,35 +39,6 @@ def some_pairs() -> PairBatch:
     return PairBatch(prompts, chosen, rejected, range(len(SIZES)))
 
 
-def some_spans() -> tuple[PromptSpan, ...]:
-    """Spans of the pairs, and of prompts with one, three and six answers behind them."""
-    pairs, ids = some_pairs(), list(range(9))
-    answers = [[ids], [ids[:3], ids[:1], ids], [ids[:n] for n in (1, 4, 1, 7, 2, 1)]]
-    batch = PromptBatch([*pairs.prompts, ids[:5], ids[:2], ids], [*pairs.completions, *answers])
-    return packed_rows(batch).spans
-
-
-def projections(*, groups: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    length = some_spans()[-1].end
-    generator = torch.Generator().manual_seed(5)
-    return tuple(
-        torch.randn(1, heads, length, 8, dtype=dtype, generator=generator).requires_grad_()
-        for heads in (6, groups, groups)
-    )
-
-
-def dense_mask(spans: tuple[PromptSpan, ...]) -> torch.Tensor:
-    """The same rule by brute force: position by position. Shape [T, T]."""
-    allowed = torch.zeros(spans[-1].end, spans[-1].end, dtype=torch.bool)
-    for span in spans:
-        for query in range(span.start, span.end):
-            for key in range(span.start, query + 1):
-                # Ends that lie before a position number the answer that it belongs to; none before the prompt's end.
-                of_query, of_key = (sum(end <= place for end in span.ends) for place in (query, key))
-                allowed[query, key] = key < span.prompt_end or of_query == of_key
-    return allowed
-
-
 def test_packed_rows_are_the_shared_rows_without_their_padding() -> None:
     pairs = some_pairs()
     packed, padded = packed_rows(pairs), shared_rows(pairs)
@@ -82,40 +49,6 @@ def test_packed_rows_are_the_shared_rows_without_their_padding() -> None:
     at_packed = packed.input_ids.flatten()[packed.predictors]
     assert torch.equal(at_packed, padded.input_ids.flatten()[padded.predictors])
     assert [span.end - span.start for span in packed.spans] == row_lengths(pairs, shared=True)
-
-
-@pytest.mark.parametrize("groups", [6, 2], ids=["all heads", "grouped heads"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-14)])
-def test_packed_attention_is_masked_attention(groups: int, dtype: torch.dtype, tolerance: float) -> None:
-    spans = some_spans()
-    ours, theirs = projections(groups=groups, dtype=dtype), projections(groups=groups, dtype=dtype)
-    output = packed_attention(*ours, spans, scale=0.3)
-    query, key, value = theirs
-    expected = scaled_dot_product_attention(
-        query, key, value, attn_mask=dense_mask(spans), scale=0.3, enable_gqa=True
-    )
-    torch.testing.assert_close(output, expected, rtol=tolerance, atol=tolerance)
-    weights = torch.randn(output.shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
-    (output * weights).sum().backward()
-    (expected * weights).sum().backward()
-    for mine, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine.grad, other.grad, rtol=10 * tolerance, atol=10 * tolerance)
-
-
-def test_the_mask_of_flex_attention_says_the_same() -> None:
-    spans = some_spans()
-    mask, positions = packed_mask(spans, "cpu"), torch.arange(spans[-1].end)
-    nothing = torch.zeros(())
-    assert torch.equal(mask(nothing, nothing, positions[:, None], positions[None, :]), dense_mask(spans))
-
-
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_flex_attention_gives_what_packed_attention_gives() -> None:
-    spans = some_spans()
-    query, key, value = (part.detach() for part in projections(groups=2, dtype=torch.float32))
-    ours = flex_packed_attention(query, key, value, spans, scale=0.3)
-    expected = packed_attention(query, key, value, spans, scale=0.3).transpose(1, 2)
-    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_what_stands_in_other_pairs_changes_nothing() -> None:

@@ -1,116 +1,125 @@
-"""Attention over packed rows: every prompt with its completions by itself, no padding, nothing masked away.
+"""Packed attention as transformers' layers call it: what a layer asks for is followed to the letter or refused.
 
 All prompts of a micro-batch lie behind each other in one row, each followed by its completions, so that a model's
-linear layers see needed tokens only. In attention each is causal triangles (prompt and first completion; every
-further completion) and rectangles (a further completion on the prompt); a further completion's two parts are merged
-by their log-sum-exp. What is attended to, and why: `rows`.
-
-The identity behind the merge is that of FlashAttention's split along keys (Dao et al. 2022, arXiv:2205.14135).
+linear layers see needed tokens only. Attention then takes each by itself: on a CPU `span_attention`, on a GPU `flex`.
+What is attended to, and why: `rows`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from dynamic_dpo.engine.packed.masked_attention import masked_attention
+from dynamic_dpo.engine.packed.span_attention import packed_attention
 from dynamic_dpo.engine.rows import PromptSpan
 
-# The implementation's name in transformers' tables; without spans it is `sdpa` in every respect.
+# The implementation's name in transformers' tables; without spans it is `sdpa`, with caps and sinks beside.
 PACKED_ATTENTION = "dynamic_dpo_packed"
 
-_attend: Callable[..., tuple[Tensor, Tensor]] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_attend_backward: Callable[..., tuple[Tensor, Tensor, Tensor]] = (
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-)
+# What layers pass along that changes nothing of what attention over one row computes.
+_WITHOUT_EFFECT = {"position_ids", "cache_position", "use_cache", "output_router_logits", "deterministic"}
 
 
-class _PackedAttention(torch.autograd.Function):
-    """Attention within each span; heads of keys and values may be fewer (grouped queries)."""
+def _window(module: Any, passed: int | None) -> int | None:
+    """Return the window of a layer's attention in tokens, ``None`` for none.
 
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: Sequence[PromptSpan], scale: float | None
-    ) -> Tensor:
-        output = torch.empty_like(query)
-        normalisers = query.new_empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
-        for span in spans:
-            trunk, prompt = span.trunk, span.prompt
-            output[:, :, trunk], normalisers[:, :, trunk] = _attend(
-                query[:, :, trunk], key[:, :, trunk], value[:, :, trunk], 0.0, True, scale=scale
-            )
-            for branch in span.branches:
-                states = query[:, :, branch]
-                on_prompt, its_weight = _attend(
-                    states, key[:, :, prompt], value[:, :, prompt], 0.0, False, scale=scale
-                )
-                on_itself, own_weight = _attend(
-                    states, key[:, :, branch], value[:, :, branch], 0.0, True, scale=scale
-                )
-                total = torch.logaddexp(its_weight, own_weight)
-                share = torch.exp(own_weight - total).unsqueeze(-1).to(output.dtype)
-                torch.lerp(on_prompt, on_itself, share.expand_as(on_prompt), out=output[:, :, branch])
-                normalisers[:, :, branch] = total
-        ctx.save_for_backward(query, key, value, output, normalisers)
-        ctx.spans, ctx.scale = spans, scale
-        return output
+    A layer need not pass its window, for with ``sdpa`` it is the mask that has it; packed rows have no mask.
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        query, key, value, output, normalisers = ctx.saved_tensors
-        (grad,) = grads
-        grad_query, grad_key, grad_value = (torch.empty_like(part) for part in (query, key, value))
-
-        def pull(queries: slice, keys: slice, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
-            # With the merged output and normaliser a part's backward gives its share of the whole gradient.
-            return _attend_backward(
-                grad[:, :, queries],
-                query[:, :, queries],
-                key[:, :, keys],
-                value[:, :, keys],
-                output[:, :, queries],
-                normalisers[:, :, queries],
-                0.0,
-                causal,
-                scale=ctx.scale,
-            )
-
-        for span in ctx.spans:
-            trunk, prompt = span.trunk, span.prompt
-            grad_query[:, :, trunk], grad_key[:, :, trunk], grad_value[:, :, trunk] = pull(trunk, trunk, True)
-            for branch in span.branches:
-                grad_query[:, :, branch], grad_key[:, :, branch], grad_value[:, :, branch] = pull(
-                    branch, branch, True
-                )
-                to_query, to_key, to_value = pull(branch, prompt, False)
-                grad_query[:, :, branch] += to_query
-                grad_key[:, :, prompt] += to_key
-                grad_value[:, :, prompt] += to_value
-        return grad_query, grad_key, grad_value, None, None
-
-
-def packed_attention(
-    query: Tensor, key: Tensor, value: Tensor, spans: Sequence[PromptSpan], *, scale: float | None = None
-) -> Tensor:
-    """Let every span of a packed row attend to itself: completions to their prompt, not to each other.
-
-    Args:
-        query: Shape [1, H, T, D], on the CPU.
-        key: Shape [1, G, T, D], G a divisor of H.
-        value: Shape [1, G, T, D].
-        spans: The prompts with their completions; together they cover all T positions.
-        scale: Factor on the scores; by default one over the root of D.
-
-    Returns:
-        The attention's output. Shape [1, H, T, D].
+    Raises:
+        ValueError: If what hides keys from the layer is something else, or cannot be told.
     """
-    apply: Callable[..., Tensor] = _PackedAttention.apply
-    return apply(query, key, value, spans, scale)
+    config, layer = getattr(module, "config", None), getattr(module, "layer_idx", None)
+    kinds = getattr(config, "layer_types", None)
+    kind = kinds[layer] if kinds and layer is not None and layer < len(kinds) else None
+    declared = getattr(config, "sliding_window", None)
+    if kind not in (None, "full_attention", "sliding_attention"):
+        raise ValueError(
+            f"packed attention knows full and sliding layers, and {type(module).__name__} is of type {kind!r}; set "
+            "engine.layout=plain"
+        )
+    if passed is not None and passed < 1:
+        raise ValueError(
+            f"a window must hold 1 token or more, and {type(module).__name__} passed {passed}; set "
+            "engine.layout=plain"
+        )
+    if passed is not None or kind == "full_attention" or declared is None:
+        return passed
+    if kind == "sliding_attention":
+        window: int = declared
+        return window
+    raise ValueError(
+        f"{type(module).__name__} passes no window though its configuration has sliding_window={declared}: whether "
+        "packed attention is to keep to it cannot be told; set engine.layout=plain"
+    )
+
+
+def _is_causal(module: Any, options: dict[str, Any]) -> bool:
+    passed = options.pop("is_causal", None)
+    return bool(getattr(module, "is_causal", True) if passed is None else passed)
+
+
+def _check_known(module: Any, options: dict[str, Any]) -> None:
+    """Refuse what would change the result, did one know how."""
+    unknown = sorted(
+        option
+        for option, value in options.items()
+        if option not in _WITHOUT_EFFECT and value is not None and value is not False
+    )
+    if unknown:
+        raise ValueError(
+            f"packed attention does not know what to do with {', '.join(unknown)}, which {type(module).__name__} "
+            "passes; set engine.layout=plain"
+        )
+
+
+def _check_one_row(module: Any, query: Tensor, key: Tensor, mask: Any, spans: Sequence[PromptSpan]) -> None:
+    """Refuse rows that the spans do not tell all about."""
+    name = type(module).__name__
+    shape = (1, spans[-1].end)
+    if any((part.shape[0], part.shape[2]) != shape for part in (query, key)):
+        raise ValueError(
+            f"packed attention takes one row of {shape[1]} queries and as many keys, and {name} gave queries "
+            f"{list(query.shape)} and keys {list(key.shape)}; set engine.layout=plain"
+        )
+    # The placeholder that rows come with has one element; a larger mask says something of its own.
+    if mask is not None and mask.numel() != 1:
+        raise ValueError(
+            f"packed attention goes by spans, and {name} gave a mask of shape {list(mask.shape)} beside them; set "
+            "engine.layout=plain"
+        )
+
+
+def _unpacked(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+    options: dict[str, Any],
+) -> Tensor:
+    """Answer a call without spans that `sdpa` could not. Shape [B, Q, H, Dv]."""
+    options.pop("sliding_window", None)  # The mask has it.
+    output = masked_attention(
+        query,
+        key,
+        value,
+        mask,
+        causal=_is_causal(module, options),
+        scale=options.pop("scaling", None),
+        softcap=softcap,
+        sinks=sinks,
+        dropout=options.pop("dropout", 0.0),
+    )
+    _check_known(module, options)
+    return output.transpose(1, 2).contiguous()
 
 
 def _attention_forward(
@@ -120,24 +129,43 @@ def _attention_forward(
     value: Tensor,
     attention_mask: Any,
     spans: Sequence[PromptSpan] | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Answer a transformers attention layer: packed where ``spans`` came with the call, else as ``sdpa``."""
+    """Answer a transformers attention layer: packed where ``spans`` came with the call, else as ``sdpa``.
+
+    Raises:
+        ValueError: If ``spans`` came and the layer asks for what packed attention cannot do.
+    """
     if spans is None:
+        if softcap is not None or s_aux is not None:
+            return _unpacked(module, query, key, value, attention_mask, softcap, s_aux, options), None
         result: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, **options
         )
         return result
-    if options.get("dropout"):
+    rule: dict[str, Any] = {
+        "scale": options.pop("scaling", None),
+        "window": _window(module, options.pop("sliding_window", None)),
+        "softcap": softcap,
+        "sinks": s_aux,
+    }
+    if not _is_causal(module, options):
+        raise ValueError(
+            f"packed attention is causal, and {type(module).__name__} is not; set engine.layout=plain"
+        )
+    if options.pop("dropout", None):
         raise ValueError("packed attention has no dropout; set attention_dropout to 0")
+    _check_known(module, options)
+    _check_one_row(module, query, key, attention_mask, spans)
     # Under autocast rotary embeddings leave queries and keys in float32; values are in the type of the matmuls.
     query, key = query.to(value.dtype), key.to(value.dtype)
     if query.device.type == "cpu":
-        output = packed_attention(query, key, value, spans, scale=options.get("scaling"))
-        return output.transpose(1, 2), None
-    from dynamic_dpo.engine.flex import flex_packed_attention
+        return packed_attention(query, key, value, spans, **rule).transpose(1, 2), None
+    from dynamic_dpo.engine.packed.flex import flex_packed_attention
 
-    return flex_packed_attention(query, key, value, spans, scale=options.get("scaling")), None
+    return flex_packed_attention(query, key, value, spans, **rule), None
 
 
 AttentionInterface.register(PACKED_ATTENTION, _attention_forward)

@@ -50,6 +50,17 @@ class PromptSpan(NamedTuple):
         return slice(self.start, self.ends[0])
 
     @property
+    def segments(self) -> list[tuple[slice, slice]]:
+        """What attends together: the prompt before it, empty for the trunk, and the trunk or a further completion.
+
+        Positions count through both: the first of the second stands behind the last of the first.
+        """
+        return [
+            (slice(self.start, self.start), self.trunk),
+            *((self.prompt, branch) for branch in self.branches),
+        ]
+
+    @property
     def branches(self) -> list[slice]:
         """The further completions, without those of one token: that is predicted from the prompt alone."""
         parts = zip(self.ends, self.ends[1:], strict=False)

@@ -1,0 +1,163 @@
+"""FlexAttention on packed rows: what it answers, and how often it is compiled. All on a CPU.
+
+PyTorch compiles only its forward pass for a CPU, and that without sinks. The backward pass and sinks run through its
+own reference, with the check lifted that forbids gradients there, uncompiled and traced by ``aot_eager``.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from torch.nn.attention import flex_attention as torch_flex
+
+from dynamic_dpo.engine.packed import flex
+from dynamic_dpo.engine.packed.flex import GRAPHS_PER_KERNEL, flex_packed_attention
+from helpers_attention import dense_attention, dense_mask, largest_error, random_inputs, random_spans
+
+RULES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "grouped heads": {"groups": 2},
+    "a window": {"window": 20, "groups": 2},
+    "capped": {"softcap": 2.0},
+    "sinks": {"sinks": True, "groups": 2},
+    "narrow values": {"widths": (32, 16), "groups": 2},
+    "all at once": {"softcap": 2.0, "window": 20, "sinks": True, "widths": (16, 32), "groups": 2},
+}
+
+no_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("clang++") is None, reason="inductor needs a C++ compiler"
+)
+# PyTorch's own, of the uncompiled way, of tracing and of inductor.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled_yet() -> Iterator[None]:
+    torch._dynamo.reset()
+    flex.compiled_kernel.cache_clear()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+    flex.compiled_kernel.cache_clear()
+
+
+@pytest.fixture
+def gradients_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_flex, "_validate_device", lambda *tensors: None)
+
+
+def graphs() -> int:
+    return counters["stats"]["unique_graphs"]
+
+
+def answers(
+    spans: Any,
+    *,
+    backend: str | None,
+    gradients: bool,
+    window: Any = None,
+    softcap: Any = None,
+    **shapes: Any,
+) -> list[list[torch.Tensor]]:
+    """What FlexAttention gives, and what brute force does: outputs and gradients to all inputs."""
+    sinks = shapes.pop("sinks", False)
+    *inputs, weights = random_inputs(spans[-1].end, dtype=torch.float32, **{"widths": (16, 16), **shapes})
+    logits = inputs[3] if sinks else None
+    wanted = inputs if sinks else inputs[:3]
+
+    def result(output: torch.Tensor) -> list[torch.Tensor]:
+        return [
+            output.detach(),
+            *(torch.autograd.grad((output * weights).sum(), wanted) if gradients else ()),
+        ]
+
+    rule = {"scale": 0.3, "softcap": softcap, "sinks": logits}
+    with torch.set_grad_enabled(gradients):
+        ours = flex_packed_attention(*inputs[:3], spans, window=window, backend=backend, **rule).transpose(
+            1, 2
+        )
+        theirs = dense_attention(*inputs[:3], dense_mask(spans, window), **rule)
+    return [result(ours), result(theirs)]
+
+
+@pytest.mark.usefixtures("gradients_on_a_cpu")
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_outputs_and_gradients_are_those_of_brute_force(rule: dict[str, Any]) -> None:
+    spans = random_spans(random.Random(2), prompts=5, longest=60)
+    assert largest_error(*answers(spans, backend=None, gradients=True, **rule)) < 1e-5
+
+
+@no_compiler
+def test_compiled_by_inductor_one_graph_answers_fifty_lengths_and_every_window() -> None:
+    draw = random.Random(0)
+    lengths = set()
+    for number in range(50):
+        spans = random_spans(draw, prompts=draw.randint(1, 5), longest=150)
+        lengths.add(spans[-1].end)
+        rule = {"groups": 2, "widths": (16, 32), "softcap": 2.0, "window": [None, 20, 100][number % 3]}
+        assert largest_error(*answers(spans, backend="inductor", gradients=False, **rule)) < 1e-5
+    assert len(lengths) > 45
+    assert min(lengths) < 128 < 512 < max(lengths)
+    assert graphs() == 1 < GRAPHS_PER_KERNEL
+
+
+@pytest.mark.usefixtures("gradients_on_a_cpu")
+def test_fifty_lengths_with_and_without_gradients_are_two_graphs() -> None:
+    draw = random.Random(1)
+    for number in range(50):
+        spans = random_spans(draw, prompts=draw.randint(1, 4), longest=80)
+        rule = RULES["all at once"] | {"window": [None, 20, 100][number % 3]}
+        for gradients in (True, False):
+            assert largest_error(*answers(spans, backend="aot_eager", gradients=gradients, **rule)) < 1e-5
+    assert graphs() == GRAPHS_PER_KERNEL == 2
+
+
+@pytest.mark.usefixtures("gradients_on_a_cpu")
+def test_frozen_projections_and_other_layouts_in_memory_are_no_graphs_of_their_own() -> None:
+    spans = random_spans(random.Random(4), prompts=3, longest=90)
+    length = spans[-1].end
+    for frozen in range(4):
+        *parts, _, _ = random_inputs(length, dtype=torch.float32, widths=(16, 16))
+        parts = [part.requires_grad_(number != frozen) for number, part in enumerate(parts)]
+        if frozen % 2:  # As projections come: heads within tokens.
+            parts = [part.transpose(1, 2).contiguous().transpose(1, 2) for part in parts]
+        with torch.autocast("cpu", torch.bfloat16, enabled=frozen == 3):
+            flex_packed_attention(*parts, spans, backend="aot_eager").sum().backward()
+    assert graphs() == 1
+
+
+def test_kernels_do_not_use_up_each_others_graphs() -> None:
+    spans = random_spans(random.Random(5), prompts=3, longest=50)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for heads in range(1, 5):
+            shapes = {"heads": heads, "groups": heads}
+            assert largest_error(*answers(spans, backend="aot_eager", gradients=False, **shapes)) < 1e-5
+    assert graphs() == 4
+
+
+def test_running_uncompiled_is_an_error() -> None:
+    spans = random_spans(random.Random(6), prompts=2, longest=50)
+    with (
+        torch._dynamo.config.patch(disable=True),
+        pytest.raises(RuntimeError, match=r"torch\.compile is switched off .* engine\.layout=plain"),
+    ):
+        answers(spans, backend="aot_eager", gradients=False)
+
+
+@pytest.mark.usefixtures("gradients_on_a_cpu")
+def test_reaching_dynamos_limit_is_an_error() -> None:
+    spans = random_spans(random.Random(7), prompts=2, longest=50)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        answers(spans, backend="aot_eager", gradients=False)
+        with pytest.raises(RuntimeError, match=r"compiled anew more than 1 times.* engine\.layout=plain"):
+            answers(spans, backend="aot_eager", gradients=True)
