@@ -137,7 +137,7 @@ def _replace(module: nn.Module) -> bool:
         forward: Callable[..., Tensor] = _norm_forward
         like = next(module.parameters())
         width = len(like)
-    elif _is_gated(module):
+    elif is_gated(module):
         width = getattr(module.gate_proj, "in_features", 0)
         forward, like = _gated_forward, next(module.parameters())
     else:
@@ -159,7 +159,8 @@ def _replace(module: nn.Module) -> bool:
     return same
 
 
-def _is_gated(module: nn.Module) -> bool:
+def is_gated(module: nn.Module) -> bool:
+    """Return whether a module has the parts of a gated SiLU block; meta tensors will do."""
     names = ("gate_proj", "up_proj", "down_proj", "act_fn")
     if not all(isinstance(getattr(module, name, None), nn.Module) for name in names):
         return False

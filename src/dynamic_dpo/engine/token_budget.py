@@ -20,8 +20,11 @@ USABLE_SHARE = 0.6
 
 
 class LayerVectors(NamedTuple):
-    """Vectors a token that a layer keeps for backward, by their width, with half as much again for what comes
-    and goes. Kept on a Llama of 30 layers of 576 and 1,536 in float32: 1.34 MB a token, 0.83 in lean layers."""
+    """Vectors of the two widths in a layer: how long they are, or how many a token keeps for backward.
+
+    Numbers hold half as much again for what comes and goes. Kept on a Llama of 30 layers of 576 and 1,536 in float32:
+    1.34 MB a token, 0.83 in lean layers.
+    """
 
     hidden: int
     inner: int
@@ -47,24 +50,53 @@ def default_token_budget(
     device = model.device
     if memory is None:
         memory = device_memory(device)
-    parameters = list(model.parameters())
-    # Weights, and for each trained one a gradient and Adam's two averages in float32.
-    fixed = sum(p.numel() * (p.element_size() + (12 if p.requires_grad else 0)) for p in parameters)
+    fixed = sum(map(_held_bytes, model.parameters()))
     fitting = int((USABLE_SHARE * memory - fixed) / activation_bytes(model, recomputes=recomputes, lean=lean))
     bounded = max(SMALLEST_BUDGET, min(fitting, LARGEST_BUDGET.get(device.type, LARGEST_BUDGET["cpu"])))
     return bounded - bounded % SMALLEST_BUDGET
 
 
+def _held_bytes(parameter: torch.Tensor) -> int:
+    """Return the bytes of a weight here, and where it is trained of its gradient and Adam's averages in float32."""
+    # A sharded weight counts the elements of all ranks; what lies here is its shard.
+    local = getattr(parameter, "_local_tensor", parameter)
+    return local.numel() * (local.element_size() + (12 if parameter.requires_grad else 0))
+
+
 def activation_bytes(model: Any, *, recomputes: bool = False, lean: bool = False) -> int:
     """Return the estimated bytes that one token's activations take between forward and backward."""
     config = model.config.get_text_config()
-    hidden = config.hidden_size
-    inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    vectors = LEAN if lean else EAGER
-    layer = vectors.hidden * hidden + vectors.inner * int(inner if isinstance(inner, int) else max(inner))
+    widths, vectors = layer_widths(config), LEAN if lean else EAGER
+    layer = vectors.hidden * widths.hidden + vectors.inner * widths.inner
     layers = config.num_hidden_layers
-    kept = layer + layers * hidden if recomputes else layers * layer
+    kept = layer + layers * widths.hidden if recomputes else layers * layer
     return int(kept * torch.finfo(model.dtype).bits // 8)
+
+
+def layer_widths(config: Any) -> LayerVectors:
+    """Return the widths of a layer's vectors: along the residual stream, and inside the feed-forward block.
+
+    Attention heads that are wider together than the residual stream count in its place, and the experts that a token
+    passes count together.
+
+    Args:
+        config: The text part of a model's configuration.
+    """
+
+    def size(*names: str) -> int:
+        values = (getattr(config, name, None) for name in names)
+        found: Any = next((value for value in values if value), 0)
+        return int(found if isinstance(found, int) else max(found))
+
+    hidden = size("hidden_size")
+    dense = size("intermediate_size") or 4 * hidden
+    heads = size("num_attention_heads") * size("head_dim")
+    inner = dense
+    if size("num_local_experts", "num_experts", "n_routed_experts") > 1:
+        expert = size("moe_intermediate_size") or dense
+        shared = size("shared_expert_intermediate_size") or size("n_shared_experts") * expert
+        inner = (size("num_experts_per_tok") or 1) * expert + shared
+    return LayerVectors(max(hidden, heads), inner)
 
 
 def device_memory(device: torch.device) -> int:

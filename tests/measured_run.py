@@ -1,0 +1,140 @@
+"""A sharded run of a model of some hundred MB that leaves what each rank held; for `engine/test_memory.py`.
+
+Usage: ``measured_run.py FOLDER MODEL``. A "GPU" is the same memory as the host's here. So tensors are counted where
+they are held, and stages are told by the process's anonymous memory (no file stands behind it), from before the model
+is loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import accelerate.accelerator
+import torch
+from transformers import TrainerCallback
+
+from dynamic_dpo.methods import DPO
+from dynamic_dpo.models.sources import load_model, resolve_model
+from dynamic_dpo.trainers import PreferenceTrainer
+from tiny import random_pairs, tiny_llama, training_arguments, word_tokenizer
+
+SECONDS_BETWEEN_LOOKS = 0.02
+_libc = ctypes.CDLL("libc.so.6")
+
+
+def anonymous_bytes() -> int:
+    """Return the memory of this process that is in use and belongs to no file."""
+    # What was freed and kept for the next allocation is not in use.
+    _libc.malloc_trim(0)
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/self/status has no RssAnon")
+
+
+class Watch:
+    """Looks at the process's memory from a thread of its own."""
+
+    def __init__(self) -> None:
+        self._highest = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+
+    def _look(self) -> None:
+        while not self._done.wait(SECONDS_BETWEEN_LOOKS):
+            self._highest = max(self._highest, anonymous_bytes())
+
+    def take(self) -> int:
+        """Return the most since the last call."""
+        highest = max(self._highest, anonymous_bytes())
+        self._highest = 0
+        return highest
+
+    def close(self) -> None:
+        """End the thread."""
+        self._done.set()
+        self._thread.join()
+
+
+def held_bytes(tensors: Iterable[torch.Tensor | None]) -> int:
+    """Return the bytes of tensors on this rank; of a sharded one, its shard's."""
+    local = (getattr(tensor, "_local_tensor", tensor) for tensor in tensors if tensor is not None)
+    return sum(tensor.numel() * tensor.element_size() for tensor in local)
+
+
+class Measuring(TrainerCallback):  # type: ignore[misc]
+    """Counts gradients before each optimizer step, the optimizer's averages and the process's memory after it."""
+
+    def __init__(self) -> None:
+        self.gradients = self.optimizer = self.settled = 0
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the gradients of a whole step."""
+        self.gradients = held_bytes(parameter.grad for parameter in kwargs["model"].parameters())
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the averages: the optimizer's step counters have no dimension. No gradient is left now."""
+        states = kwargs["optimizer"].state.values()
+        self.optimizer = held_bytes(value for held in states for value in held.values() if value.dim())
+        self.settled = anonymous_bytes()
+
+
+def warm_up(folder: Path) -> None:
+    """Load and run something small: libraries that come with first use are no part of a model."""
+    tiny_llama().to(torch.bfloat16).save_pretrained(folder)
+    model = load_model(resolve_model(str(folder)))
+    model(torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]])).loss.backward()
+    torch.optim.AdamW(model.parameters(), fused=True).step()
+
+
+def main(folder: Path, model: str) -> None:
+    warm_up(folder / f"warm_{os.environ['RANK']}")
+    before, watch, measuring = anonymous_bytes(), Watch(), Measuring()
+    taken: list[int] = []
+    shard = accelerate.accelerator.fsdp2_prepare_model
+
+    def sharding(*args: Any, **kwargs: Any) -> Any:
+        taken.append(watch.take())
+        return shard(*args, **kwargs)
+
+    accelerate.accelerator.fsdp2_prepare_model = sharding
+    trainer = PreferenceTrainer(
+        model=model,
+        args=training_arguments(
+            folder / "run", max_steps=2, per_device_train_batch_size=2, learning_rate=1e-4
+        ),
+        train_dataset=random_pairs(8),
+        processing_class=word_tokenizer(),
+        method=DPO(),
+        callbacks=[measuring],
+    )
+    trainer.train()
+    weights = held_bytes(trainer.model.parameters())
+    training = watch.take()
+    at_rest = anonymous_bytes()
+    trainer.save_model(str(folder / "final"))
+    result = {
+        "weights": weights,
+        "gradients": measuring.gradients,
+        "Adam": measuring.optimizer,
+        "loading": taken[0] - before,
+        "settled": measuring.settled - before,
+        "training": training - before,
+        "saving": watch.take() - at_rest,
+    }
+    watch.close()
+    (folder / f"result_{trainer.args.process_index}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
