@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dynamic_dpo.engine.head import is_plain_linear, token_scores
+from dynamic_dpo.engine.head import LogitTransform, is_plain_linear, token_scores
 
 N, WIDTH, VOCAB = 13, 6, 17
 
@@ -146,3 +146,35 @@ def test_only_an_unmodified_linear_layer_takes_the_fast_path() -> None:
     torch.testing.assert_close(token_logps(head, hidden, targets, chunk=4), oracle(head, hidden, targets))
     handle.remove()
     assert is_plain_linear(head)
+
+
+TRANSFORMS = [LogitTransform(scale=0.25), LogitTransform(cap=1.5), LogitTransform(scale=3.0, cap=2.0)]
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=["scaled", "capped", "both"])
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("room", [0, 2**27], ids=["computed again", "kept"])
+def test_a_transformed_head_gives_the_full_softmaxs_values_and_gradients(
+    transform: LogitTransform, wrapped: bool, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynamic_dpo.engine.head.KEPT_BYTES", room)
+    linear, hidden, targets = problem(bias=True)
+    head = Doubled(linear) if wrapped else linear
+    leaves = (hidden, *linear.parameters())
+    ours = token_scores(head, hidden, targets, chunk=4, transform=transform).logps
+    logits = transform.scale * head(hidden)
+    if transform.cap:
+        logits = transform.cap * torch.tanh(logits / transform.cap)
+    expected = logits.log_softmax(-1)[torch.arange(N), targets]
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+    for mine, theirs in zip(gradients(ours, *leaves), gradients(expected, *leaves), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-12)
+
+
+def test_a_capped_heads_gradient_passes_gradcheck() -> None:
+    head, hidden, targets = problem(bias=True)
+
+    def scored(states: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        return token_scores(head, states, targets, chunk=5, transform=LogitTransform(0.5, 1.5)).logps
+
+    assert torch.autograd.gradcheck(scored, (hidden, *head.parameters()), nondet_tol=1e-12)

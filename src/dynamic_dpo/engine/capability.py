@@ -1,35 +1,64 @@
-"""Whether a model can take shared-prefix rows, and the checks that keep the answer honest.
+"""Which layout a model can take, how its head works, and the checks that keep the answer honest.
 
-First what its configuration says, then a numerical trial on a few random tokens: rows are shared only where both
-agree. The same comparison on real pairs is the self-check at the start of a run.
+First what its configuration says, then numerical trials (`trial`): a layout is used only where both allow it. The
+same comparison on real pairs is the self-check at the start of a run.
 """
 
 from __future__ import annotations
 
 import inspect
-import random
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dynamic_dpo.engine.attention import PACKED_ATTENTION
-from dynamic_dpo.engine.rows import PairBatch, packed_rows, plain_rows, shared_rows
-from dynamic_dpo.engine.score import score_rows, score_rows_through_logits
+from dynamic_dpo.engine.head import LogitTransform
+from dynamic_dpo.engine.rotary import fixed_length
+from dynamic_dpo.engine.rows import PairBatch, PromptBatch, Rows, packed_rows, plain_rows, shared_rows
+from dynamic_dpo.engine.score import score_rows_through_logits
+from dynamic_dpo.engine.trial import (
+    NARROW,
+    WIDE,
+    find_logit_transform,
+    reason_against_layout,
+    run_trial,
+    trial_pairs,
+    window_widths,
+    windows_of,
+)
 from dynamic_dpo.errors import ModelError
 
 BLOCK_MASK_ATTENTION = ("eager", "sdpa", PACKED_ATTENTION)
+# Layers whose every position depends on all before it in the row, so that a row must hold one sequence.
+_ATTENTION_LAYERS = ("full_attention", "sliding_attention", "chunked_attention")
 
 
 class Capability(NamedTuple):
-    """What the engine may do with a model: share prefixes, pack pairs, run the head by itself; and why not."""
+    """What the engine may do with a model, and why not more. Plain values: ranks can send it to each other.
+
+    Attributes:
+        shared: Whether a prompt and its completions may lie in one padded row.
+        separate_head: Whether the output head may run by itself, on the predicting positions alone.
+        reason: Why prefixes cannot be shared; else empty.
+        packed: Whether all pairs may lie in one row.
+        reason_against_packing: Why not; else empty.
+        longest_shared: Tokens of the longest sequence for which ``shared`` holds; longer ones need a row each.
+            ``None``: any.
+        longest_packed: The same for ``packed``.
+        transform: What the model does to its head's outputs.
+    """
 
     shared: bool
     separate_head: bool
     reason: str
     packed: bool = False
+    reason_against_packing: str = ""
+    longest_shared: int | None = None
+    longest_packed: int | None = None
+    transform: LogitTransform = LogitTransform()
 
 
 def reason_against_sharing(model: Any) -> str | None:
@@ -40,86 +69,121 @@ def reason_against_sharing(model: Any) -> str | None:
     implementation = getattr(config, "_attn_implementation", None)
     if implementation not in BLOCK_MASK_ATTENTION:
         return f"attention implementation {implementation!r} takes no block mask (eager and sdpa do)"
-    unusual = sorted(
-        {kind for kind in getattr(config, "layer_types", None) or () if kind != "full_attention"}
-    )
+    kinds = getattr(config.get_text_config(), "layer_types", None) or ()
+    unusual = sorted({str(kind) for kind in kinds if kind not in _ATTENTION_LAYERS})
     if unusual:
         return f"it has layers of type {', '.join(unusual)}"
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        return f"it attends through a sliding window of {config.sliding_window} tokens"
     accepted = inspect.signature(model.base_model.forward).parameters
     if "position_ids" not in accepted or "attention_mask" not in accepted:
         return "it takes no position_ids"
     return None
 
 
-def transforms_logits(model: Any) -> bool:
-    """Return whether the configuration names a step after the output head (soft-capping, a logit scale).
+def reason_against_packing(model: Any) -> str | None:
+    """Return what forbids swapping the model's attention for packed attention, or ``None``.
 
-    A small random model's logits are too small to show a soft cap in the trial, hence by name.
+    A kernel that was chosen on purpose stays: ``eager`` is swapped only where the model has nothing else.
     """
-    settings = model.config.get_text_config().to_dict()
-    names = [key for key in settings if "logit" in key or key.startswith("lm_head")]
-    return any(settings[key] not in (None, False, 1, 1.0) for key in names)
+    config = model.config.get_text_config()
+    implementation = model.config._attn_implementation
+    is_the_default = implementation == "eager" and not getattr(model, "_supports_sdpa", True)
+    if implementation not in ("sdpa", PACKED_ATTENTION) and not is_the_default:
+        return f"its attention implementation is {implementation!r}, not 'sdpa'"
+    if any(getattr(config, name, 0.0) for name in ("attention_dropout", "attn_pdrop")):
+        return "its attention has dropout"
+    if model.device.type not in ("cpu", "cuda"):
+        return f"there is no packed attention on {model.device.type}"
+    return None
 
 
 def detect_capability(model: Any) -> Capability:
     """Find out by configuration and by trial what the engine may do with ``model``.
 
+    The trial runs in the arithmetic in use: call this under the run's autocast.
+
     Args:
-        model: A causal language model of transformers. Its mode and gradients are left as they were; where
-            pairs can be packed, its attention is packed attention afterwards, which is ``sdpa`` for every
-            other call.
+        model: A causal language model of transformers. Its mode, its gradients and the random state are left as
+            they were; where pairs can be packed, its attention is packed attention afterwards, which is ``sdpa``
+            for every other call.
 
     Returns:
-        The capability; ``reason`` is empty where prefixes can be shared.
+        The capability; a model on the meta device is judged by its configuration alone.
+
+    Raises:
+        torch.OutOfMemoryError: If memory runs out in the trial, which is some forty tokens.
     """
     reason = reason_against_sharing(model)
     if any(parameter.is_meta for parameter in model.parameters()):
-        return Capability(reason is None, True, reason or "")
-    pairs = _trial_pairs(model.config.get_text_config().vocab_size)
-    device = model.device
-    with inference(model):
-        oracle = score_rows_through_logits(model, plain_rows(pairs).to(device))
-
-        def agrees(layout: Callable[[PairBatch], Any]) -> bool:
-            try:
-                trial = score_rows(model, layout(pairs).to(device), head_chunk=4)
-            except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-                return False
-            return largest_excess(trial, oracle, model.dtype) <= 0
-
-        separate_head = not transforms_logits(model) and agrees(plain_rows)
-        if reason is None and not separate_head:
-            reason = "its output head does more than a linear map of the last hidden state"
-        if reason is None and not agrees(shared_rows):
-            reason = "a trial with shared prefixes gave other log-probabilities"
-        packed = reason is None and may_pack(model) and _agrees_when_packed(model, agrees)
-    return Capability(reason is None, separate_head, reason or "", packed)
+        limit = min([*window_widths(model), *filter(None, [fixed_length(model)])], default=None)
+        return Capability(reason is None, True, reason or "", longest_shared=limit)
+    pairs = trial_pairs(model.config)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), inference(model):
+        plain = plain_rows(pairs).to(model.device)
+        transform, against_head = find_logit_transform(model, plain)
+        if transform is None:
+            return Capability(False, False, against_head, False, against_head)
+        if reason is not None:
+            return Capability(False, True, reason, False, reason, transform=transform)
+        return _try_layouts(model, pairs, plain)._replace(transform=transform)
 
 
-def may_pack(model: Any) -> bool:
-    """Return whether the model's attention may be swapped for packed attention, going by its configuration.
+def _try_layouts(model: Any, pairs: PairBatch, plain: Rows) -> Capability:
+    """Try packed and shared rows: with windows that the trial's few tokens show, then with none that they do."""
+    windows = window_widths(model)
+    with windows_of(model, NARROW):
+        narrow = run_trial(model, plain)
+    with windows_of(model, WIDE):
+        wide = run_trial(model, plain) if windows else narrow
+    # Windows that do not move with their setting stand elsewhere, where a trial cannot reach them.
+    unmoved = bool(windows) and torch.equal(narrow.states, wide.states)
+    shared, packed = (layout(pairs).to(model.device) for layout in (shared_rows, packed_rows))
 
-    Only what computes like ``sdpa`` without dropout may: a kernel that was chosen on purpose stays.
-    """
-    config = model.config
-    takes_it = config._attn_implementation in ("sdpa", PACKED_ATTENTION)
-    has_dropout = any(getattr(config, name, 0.0) for name in ("attention_dropout", "attn_pdrop"))
-    return takes_it and not has_dropout and model.device.type in ("cpu", "cuda")
+    def judged(rows: Rows) -> tuple[str | None, int | None]:
+        """Return why a layout does not serve, if so, and the longest sequence for which it does."""
+        with windows_of(model, NARROW):
+            reason = reason_against_layout(model, rows, narrow)
+        if not windows or (reason is None and not unmoved):
+            return reason, fixed_length(model)
+        with windows_of(model, WIDE):
+            reason = reason_against_layout(model, rows, wide)
+        return reason, min([*windows, fixed_length(model) or windows[0]])
+
+    refused, longest_shared = judged(shared)
+    against, longest_packed = reason_against_packing(model), None
+    if against is None:
+        with _packed_attention(model) as keep:
+            # Ordinary rows must come out as before, too.
+            with windows_of(model, NARROW):
+                against = reason_against_layout(model, plain, narrow)
+            if against is None:
+                against, longest_packed = judged(packed)
+            keep(against is None)
+    return Capability(
+        refused is None, True, refused or "", against is None, against or "", longest_shared, longest_packed
+    )
 
 
-def _agrees_when_packed(model: Any, agrees: Callable[[Callable[[PairBatch], Any]], bool]) -> bool:
+@contextmanager
+def _packed_attention(model: Any) -> Iterator[Callable[[bool], None]]:
+    """Give the model packed attention; on leaving it has its own again, unless the trial told to keep it."""
     before = model.config._attn_implementation
+    kept = False
+
+    def keep(value: bool) -> None:
+        nonlocal kept
+        kept = value
+
     model.set_attn_implementation(PACKED_ATTENTION)
-    if agrees(packed_rows):
-        return True
-    model.set_attn_implementation(before)
-    return False
+    try:
+        yield keep
+    finally:
+        if not kept:
+            model.set_attn_implementation(before)
 
 
 def check_layouts_agree(model: Any, pairs: PairBatch, score_shared: Callable[[PairBatch], Tensor]) -> None:
-    """Score ``pairs`` through the layout in use and through the oracle.
+    """Score ``pairs`` through the layout in use, and each sequence alone through the model's own logits.
 
     Args:
         model: The causal language model.
@@ -129,12 +193,18 @@ def check_layouts_agree(model: Any, pairs: PairBatch, score_shared: Callable[[Pa
     Raises:
         ModelError: If they differ by more than rounding.
     """
+
+    def alone(prompt: Any, completion: Any) -> Tensor:
+        rows = plain_rows(PromptBatch([prompt], [[completion]]))
+        return score_rows_through_logits(model, rows.to(model.device))
+
     with inference(model):
         ours = score_shared(pairs)
         oracle = torch.cat(
             [
-                score_rows_through_logits(model, plain_rows(pairs.select([i])).to(model.device))
-                for i in range(len(pairs))
+                alone(prompt, completion)
+                for prompt, completions in zip(pairs.prompts, pairs.completions, strict=True)
+                for completion in completions
             ]
         )
     if largest_excess(ours, oracle, model.dtype) > 0:
@@ -174,14 +244,3 @@ class inference(AbstractContextManager[None]):
         self.no_grad.__exit__(*exception)
         for module in self.training:
             module.training = True
-
-
-def _trial_pairs(vocab_size: int) -> PairBatch:
-    draw = random.Random(0)
-
-    def tokens(count: int) -> list[int]:
-        return [draw.randrange(vocab_size) for _ in range(count)]
-
-    sizes = ((7, 5, 4), (3, 2, 6))
-    prompts, chosen, rejected = zip(*([tokens(n) for n in size] for size in sizes), strict=True)
-    return PairBatch(prompts, chosen, rejected, range(len(sizes)))

@@ -35,6 +35,38 @@ class LiveReference(NamedTuple):
     logits: Callable[[Tensor], Tensor]
 
 
+class LogitTransform(NamedTuple):
+    """What a model does to its head's output ``x``: ``cap · tanh(scale · x / cap)``, without a cap ``scale · x``.
+
+    Soft caps: Gemma Team 2024, arXiv:2408.00118, section 2.
+
+    Example:
+        >>> LogitTransform(scale=0.5, cap=2.0)(torch.tensor([0.0, 4.0, 1e9]))
+        tensor([0.0000, 1.5232, 2.0000])
+    """
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Return the transformed logits, of the same shape."""
+        if self.scale != 1:
+            logits = logits * self.scale
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+    def apply_(self, logits: Tensor) -> Tensor:
+        """Transform ``logits``, which no gradient is taken of, in place and return them."""
+        if self.scale != 1:
+            logits *= self.scale
+        return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
+
+    def slope(self, transformed: Tensor) -> Tensor | float:
+        """Return the transform's derivative where it gave ``transformed``: ``scale · (1 - (transformed / cap)²)``."""
+        if self.cap is None:
+            return self.scale
+        return (transformed / self.cap).square_().neg_().add_(1).mul_(self.scale)
+
+
 class Readout(NamedTuple):
     """What is to be read at each predicting position beside the target's log-probability."""
 
@@ -54,10 +86,14 @@ class Readout(NamedTuple):
 
 
 class TokenScores(NamedTuple):
-    """Log-probabilities of the targets, nats, shape [N], and the statistics beside them, shape [S, N]."""
+    """Log-probabilities of the targets, nats, shape [N], and the statistics beside them, shape [S, N].
+
+    The balancing loss of a mixture of experts, shape [], stands with them where it was asked for.
+    """
 
     logps: Tensor
     statistics: Tensor
+    router_loss: Tensor | None = None
 
 
 def _matmul_dtype(hidden: Tensor) -> torch.dtype:
@@ -67,7 +103,7 @@ def _matmul_dtype(hidden: Tensor) -> torch.dtype:
 
 
 class _ChunkedTokenLogps(torch.autograd.Function):
-    """``log_softmax(hidden @ weight.T + bias)[target]``, chunk by chunk."""
+    """``log_softmax(transform(hidden @ weight.T + bias))[target]``, chunk by chunk."""
 
     @staticmethod
     def forward(
@@ -78,18 +114,21 @@ class _ChunkedTokenLogps(torch.autograd.Function):
         targets: Tensor,
         chunk: int,
         readout: Readout,
+        transform: LogitTransform,
         keep: bool,
     ) -> tuple[Tensor, Tensor]:
         dtype = _matmul_dtype(hidden)
         cast_weight = weight.to(dtype)
         logps, normalisers, read = [], [], []
         kept: dict[int, tuple[Tensor, Tensor]] = {}
-        room = KEPT_BYTES if keep else 0
+        # The derivative of a cap wants the logits themselves, which exponentials no longer tell.
+        room = KEPT_BYTES if keep and transform.cap is None else 0
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             logits = at_least_float32(hidden[part].to(dtype) @ cast_weight.T)
             if bias is not None:
                 logits += bias
+            transform.apply_(logits)
             wanted = logits.gather(1, targets[part, None])[:, 0]
             # Statistics read the logits after this; without them the chunk may be overwritten.
             if readout.statistics:
@@ -102,7 +141,7 @@ class _ChunkedTokenLogps(torch.autograd.Function):
             normalisers.append(normaliser)
             read.append(readout.read(part, logits, targets[part], logps[-1]))
         ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalisers))
-        ctx.chunk, ctx.dtype, ctx.kept = chunk, dtype, kept
+        ctx.chunk, ctx.dtype, ctx.kept, ctx.transform = chunk, dtype, kept, transform
         all_logps = torch.cat(logps)
         statistics = _join(read, all_logps)
         ctx.mark_non_differentiable(statistics)
@@ -113,7 +152,7 @@ class _ChunkedTokenLogps(torch.autograd.Function):
         grad = grads[0]
         hidden, weight, bias, targets, normalisers = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        dtype, chunk = ctx.dtype, ctx.chunk
+        dtype, chunk, transform = ctx.dtype, ctx.chunk, ctx.transform
         cast_weight = weight.to(dtype)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight: Tensor | None = None
@@ -121,7 +160,8 @@ class _ChunkedTokenLogps(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             states = hidden[part].to(dtype)
-            # d logp / d logits = onehot(target) - softmax
+            # d logp / d logits = onehot(target) - softmax; the transform's own derivative comes after it.
+            inner: Tensor | float = transform.scale
             if start in ctx.kept:
                 # Overwritten here, so gone for a second backward pass, which computes it again.
                 slope, to_softmax = ctx.kept.pop(start)
@@ -130,8 +170,11 @@ class _ChunkedTokenLogps(torch.autograd.Function):
                 slope = at_least_float32(states @ cast_weight.T)
                 if bias is not None:
                     slope += bias
+                inner = transform.slope(transform.apply_(slope))
                 slope.sub_(normalisers[part, None]).exp_().mul_(-grad[part, None])
             slope[torch.arange(len(slope), device=slope.device), targets[part]] += grad[part]
+            if transform != LogitTransform():
+                slope *= inner
             if grad_bias is not None:
                 grad_bias += slope.sum(0)
             slope = slope.to(dtype)
@@ -143,7 +186,7 @@ class _ChunkedTokenLogps(torch.autograd.Function):
                 grad_weight.addmm_(slope.T, states)
             elif grad_weight is not None:
                 grad_weight += slope.T @ states
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
 
 
 def _consume_to_logsumexp(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,7 +210,13 @@ def is_plain_linear(head: nn.Module) -> bool:
 
 
 def token_scores(
-    head: nn.Module, hidden: Tensor, targets: Tensor, *, chunk: int, readout: Readout | None = None
+    head: nn.Module,
+    hidden: Tensor,
+    targets: Tensor,
+    *,
+    chunk: int,
+    readout: Readout | None = None,
+    transform: LogitTransform | None = None,
 ) -> TokenScores:
     """Return the log-probability of each target given the hidden state that predicts it.
 
@@ -178,18 +227,19 @@ def token_scores(
         targets: Token ids they predict. Shape [N].
         chunk: Positions whose logits exist at a time, at least 1.
         readout: What else is to be read from the logits; nothing by default.
+        transform: What the model does to its head's output; nothing by default.
 
     Returns:
         Log-probabilities in nats, float32 (float64 for float64 states), and the statistics, without gradient.
     """
-    readout = readout or Readout()
+    readout, transform = readout or Readout(), transform or LogitTransform()
     if is_plain_linear(head):
         apply: Callable[..., tuple[Tensor, Tensor]] = _ChunkedTokenLogps.apply
         keep = torch.is_grad_enabled()
-        return TokenScores(*apply(hidden, head.weight, head.bias, targets, chunk, readout, keep))
+        return TokenScores(*apply(hidden, head.weight, head.bias, targets, chunk, readout, transform, keep))
 
     def chunk_scores(states: Tensor, wanted: Tensor, part: slice) -> tuple[Tensor, list[Tensor]]:
-        logits = at_least_float32(head(states))
+        logits = transform(at_least_float32(head(states)))
         logps = -F.cross_entropy(logits, wanted, reduction="none")
         return logps, readout.read(part, logits, wanted, logps)
 

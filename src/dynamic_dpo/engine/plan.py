@@ -53,7 +53,18 @@ def plan_microbatches(
         if padded
         else _packed_plan(order, lengths, tokens_per_microbatch)
     )
-    while len(plan) < min(at_least, len(lengths)):
+    return split_largest(plan, at_least)
+
+
+def split_largest(plan: Sequence[list[int]], at_least: int) -> list[list[int]]:
+    """Halve the micro-batch of the most pairs until there are ``at_least``, or each has one pair.
+
+    Example:
+        >>> split_largest([[4, 2, 7], [5]], 3)
+        [[4, 2], [7], [5]]
+    """
+    plan = list(plan)
+    while len(plan) < min(at_least, sum(map(len, plan))):
         largest = max(range(len(plan)), key=lambda i: len(plan[i]))
         half = (len(plan[largest]) + 1) // 2
         plan[largest : largest + 1] = [plan[largest][:half], plan[largest][half:]]

@@ -168,6 +168,7 @@ class Rows:
         num_sequences: Completions in the rows.
         shared: Whether completions share a row, so that attention needs the segments.
         spans: Where each prompt with its completions lies, in packed rows; empty in others.
+        own_positions: Whether the model is to be told the positions of rows that hold one sequence, too.
     """
 
     input_ids: Tensor
@@ -179,6 +180,7 @@ class Rows:
     num_sequences: int
     shared: bool
     spans: tuple[PromptSpan, ...] = ()
+    own_positions: bool = False
 
     def to(self, device: torch.device | str) -> Rows:
         """Return the rows with every tensor on ``device``."""

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from dynamic_dpo.engine.attention import PACKED_ATTENTION
-from dynamic_dpo.engine.head import Readout, TokenScores, token_scores
+from dynamic_dpo.engine.head import LogitTransform, Readout, TokenScores, token_scores
+from dynamic_dpo.engine.router import RouterLoss
 from dynamic_dpo.engine.rows import Rows
 from dynamic_dpo.loss.dpo_loss import at_least_float32
 
@@ -25,7 +26,7 @@ class PairLogps(NamedTuple):
     """Summed completion log-probabilities in nats and the tokens behind them, each of shape [B].
 
     What else was read: sums of statistics by name, each of shape [B, 2]; log-probabilities of single tokens,
-    shape [N], with the sequence each belongs to.
+    shape [N], with the sequence each belongs to; the balancing loss of a mixture of experts, shape [].
     """
 
     chosen: Tensor
@@ -35,6 +36,7 @@ class PairLogps(NamedTuple):
     statistics: dict[str, Tensor]
     token_logps: Tensor
     token_owners: Tensor
+    router_loss: Tensor | None = None
 
 
 class SequenceLogps(NamedTuple):
@@ -69,19 +71,33 @@ def attention_mask(rows: Rows, model: Any) -> Tensor:
     )
 
 
-def predicting_states(model: Any, rows: Rows) -> Tensor:
-    """Return the last hidden states of the positions that predict a completion token. Shape [N, H]."""
+def _inputs(model: Any, rows: Rows) -> dict[str, Any]:
     inputs: dict[str, Any] = {"input_ids": rows.input_ids, "attention_mask": attention_mask(rows, model)}
-    if rows.shared:
+    if rows.shared or rows.own_positions:
         inputs["position_ids"] = rows.position_ids
     if rows.spans:
         inputs["spans"] = rows.spans
-    hidden = model.base_model(**inputs, use_cache=False)[0]
-    states: Tensor = hidden.flatten(0, 1).index_select(0, rows.predictors)
-    return states
+    return inputs | {"use_cache": False}
 
 
-def score_tokens(model: Any, rows: Rows, *, head_chunk: int, readout: Readout | None = None) -> TokenScores:
+def predicting_states(model: Any, rows: Rows) -> Tensor:
+    """Return the last hidden states of the positions that predict a completion token. Shape [N, H]."""
+    return _at_predictors(model.base_model(**_inputs(model, rows))[0], rows)
+
+
+def _at_predictors(values: Tensor, rows: Rows) -> Tensor:
+    return values.flatten(0, 1).index_select(0, rows.predictors)
+
+
+def score_tokens(
+    model: Any,
+    rows: Rows,
+    *,
+    head_chunk: int,
+    readout: Readout | None = None,
+    transform: LogitTransform | None = None,
+    router: RouterLoss | None = None,
+) -> TokenScores:
     """Return the log-probability of every completion token through the completion-only head.
 
     Args:
@@ -89,32 +105,45 @@ def score_tokens(model: Any, rows: Rows, *, head_chunk: int, readout: Readout | 
         rows: Rows on the model's device.
         head_chunk: Completion positions whose logits exist at a time.
         readout: What else is to be read from the logits.
+        transform: What the model does to its head's outputs.
+        router: The balancing loss, where it is wanted.
 
     Returns:
-        Log-probabilities in nats, float32 or float64, shape [N], and the statistics, shape [S, N].
+        Log-probabilities in nats, float32 or float64, shape [N], the statistics, shape [S, N], and the balancing
+        loss.
     """
-    states = predicting_states(model, rows)
-    return token_scores(
-        model.get_output_embeddings(), states, rows.targets, chunk=head_chunk, readout=readout
+    wanted = {"output_router_logits": True} if router else {}
+    output = model.base_model(**_inputs(model, rows), **wanted)
+    scores = token_scores(
+        model.get_output_embeddings(),
+        _at_predictors(output[0], rows),
+        rows.targets,
+        chunk=head_chunk,
+        readout=readout,
+        transform=transform,
     )
+    return scores._replace(router_loss=router.of(output, rows)) if router else scores
 
 
 def predicting_logits(model: Any, rows: Rows) -> Tensor:
     """Return the model's own logits at the predicting positions, float32 or float64. Shape [N, V].
 
-    Needs plain rows and holds all logits; the way for models whose head does more than a linear map.
+    Needs plain rows and holds all logits; the way for models whose head is not understood.
     """
-    logits = model(input_ids=rows.input_ids, attention_mask=rows.padding_mask(), use_cache=False).logits
-    return at_least_float32(logits.flatten(0, 1).index_select(0, rows.predictors))
+    return at_least_float32(_at_predictors(model(**_inputs(model, rows)).logits, rows))
 
 
-def score_tokens_through_logits(model: Any, rows: Rows, *, readout: Readout | None = None) -> TokenScores:
+def score_tokens_through_logits(
+    model: Any, rows: Rows, *, readout: Readout | None = None, router: RouterLoss | None = None
+) -> TokenScores:
     """Return the same as `score_tokens` from the model's own logits: the oracle, at any model's service."""
-    logits = predicting_logits(model, rows)
+    wanted = {"output_router_logits": True} if router else {}
+    output = model(**_inputs(model, rows), **wanted)
+    logits = at_least_float32(_at_predictors(output.logits, rows))
     logps = logits.gather(1, rows.targets[:, None])[:, 0] - logits.logsumexp(-1)
     read = (readout or Readout()).read(slice(None), logits, rows.targets, logps)
     statistics = torch.stack(read).to(logps.dtype) if read else logps.new_empty(0, len(logps))
-    return TokenScores(logps, statistics)
+    return TokenScores(logps, statistics, router.of(output, rows) if router else None)
 
 
 def score_rows(model: Any, rows: Rows, *, head_chunk: int) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from dynamic_dpo.engine.capability import check_layouts_agree, detect_capability
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.head import LiveReference, Readout, is_plain_linear
 from dynamic_dpo.engine.layers import use_lean_layers
-from dynamic_dpo.engine.plan import group_by_prompt, plan_microbatches
+from dynamic_dpo.engine.plan import group_by_prompt, plan_microbatches, split_largest
+from dynamic_dpo.engine.rotary import embed_rows_alone, fixed_length
+from dynamic_dpo.engine.router import RouterLoss
 from dynamic_dpo.engine.rows import (
     PairBatch,
     PromptBatch,
@@ -69,7 +72,10 @@ class PairScorer:
         tokens_per_microbatch: The token budget, chosen where the settings leave it open.
         shared: Whether rows share their prefix.
         packed: Whether pairs also lie in one row without padding.
-        reason: Why they do not, where they could have been asked to.
+        longest: Tokens of the longest sequence that may share a row; longer ones are laid plain. ``None``: any.
+        reason: Why rows do not share their prefix, where they could have been asked to.
+        reason_against_packing: Why pairs do not lie in one row, likewise.
+        router: The balancing loss that training passes return beside the scores; ``None`` for none.
 
     Raises:
         ConfigError: If ``layout`` is ``shared`` or ``packed`` and the model cannot take such rows.
@@ -83,18 +89,25 @@ class PairScorer:
         lm = causal_lm(model)
         lean = use_lean_layers(lm) if self.config.lean_layers else 0
         capability = detect_capability(lm)
+        # After the trial, which is to see the model's own embeddings.
+        self._own_positions = fixed_length(lm) is not None
+        embed_rows_alone(lm)
         wanted = self.config.layout
         if wanted in ("shared", "packed") and not getattr(capability, wanted):
-            reason = capability.reason or "its attention is not one that can be packed (sdpa without dropout)"
+            reason = capability.reason_against_packing if wanted == "packed" else capability.reason
             verb = "share prefixes" if wanted == "shared" else "take packed pairs"
             raise ConfigError(
                 f"engine.layout is {wanted!r}, but {type(lm).__name__} cannot {verb}: {reason}. "
                 "Use 'auto' or 'plain'"
             )
-        self.shared = capability.shared and wanted != "plain"
         self.packed = capability.packed and wanted in ("auto", "packed")
+        self.shared = self.packed or (capability.shared and wanted != "plain")
+        self.longest = capability.longest_packed if self.packed else capability.longest_shared
         self.separate_head = capability.separate_head
+        self.transform = capability.transform
+        self.router: RouterLoss | None = None
         self.reason = capability.reason
+        self.reason_against_packing = capability.reason_against_packing
         self.dtype: torch.dtype = lm.dtype
         self.tokens_per_microbatch = self.config.tokens_per_microbatch or default_token_budget(
             lm, recomputes=recomputes, lean=lean > 0
@@ -104,6 +117,18 @@ class PairScorer:
                 "%s cannot share prefixes: %s. Using the plain layout, which computes every prompt twice",
                 type(lm).__name__,
                 self.reason,
+            )
+        elif self.config.layout == "auto" and not self.packed:
+            logger.info(
+                "%s cannot take packed pairs: %s. Using padded rows, one a pair",
+                type(lm).__name__,
+                self.reason_against_packing,
+            )
+        if self.shared and self.longest is not None:
+            logger.info(
+                "%s: sequences of more than %d tokens get a row each, for its windows or dynamic positions",
+                type(lm).__name__,
+                self.longest,
             )
         self._answering: list[nn.Module] = []
 
@@ -116,21 +141,34 @@ class PairScorer:
         tokens: bool = False,
         states: bool = False,
     ) -> RowScores:
-        """Answer ``model(rows=rows)``: sums, and on request statistics, single tokens, or bare states."""
+        """Answer ``model(rows=rows)``: sums, and on request statistics, single tokens, or bare states.
+
+        Passes with gradients also return the balancing loss, where there is one.
+        """
         lm = causal_lm(model)
         if states:
             return {
                 "states": (predicting_states if self.separate_head else predicting_logits)(lm, rows).detach()
             }
+        router = self.router if torch.is_grad_enabled() else None
         if self.separate_head:
-            scores = score_tokens(lm, rows, head_chunk=self.config.head_chunk, readout=readout)
+            scores = score_tokens(
+                lm,
+                rows,
+                head_chunk=self.config.head_chunk,
+                readout=readout,
+                transform=self.transform,
+                router=router,
+            )
         else:
-            scores = score_tokens_through_logits(lm, rows, readout=readout)
+            scores = score_tokens_through_logits(lm, rows, readout=readout, router=router)
         answer = {"logps": sum_by_sequence(scores.logps, rows)}
         if readout and readout.statistics:
             answer["statistics"] = sum_by_sequence(scores.statistics, rows)
         if tokens:
             answer["tokens"] = scores.logps
+        if scores.router_loss is not None:
+            answer["router_loss"] = scores.router_loss
         return answer
 
     @contextmanager
@@ -162,12 +200,23 @@ class PairScorer:
 
     @property
     def layout(self) -> str:
-        """Name of the layout in use."""
+        """Name of the layout in use; sequences beyond `longest` are laid plain in any case."""
         return "packed" if self.packed else "shared" if self.shared else "plain"
+
+    def _is_long(self, batch: PromptsAndCompletions) -> list[bool]:
+        """Return of each prompt whether one of its sequences is too long to share a row."""
+        limit = self.longest
+        return [limit is not None and length > limit for length in row_lengths(batch, shared=False)]
+
+    def shares(self, rows: Rows) -> bool:
+        """Return whether the model may take rows whose completions share a prompt and are as long as these."""
+        return self.shared and (self.longest is None or int(rows.position_ids.max()) < self.longest)
 
     def rows(self, batch: PromptsAndCompletions) -> Rows:
         """Lay out prompts and their completions as rows on the CPU."""
-        return {"packed": packed_rows, "shared": shared_rows, "plain": plain_rows}[self.layout](batch)
+        if self.shared and not any(self._is_long(batch)):
+            return packed_rows(batch) if self.packed else shared_rows(batch)
+        return replace(plain_rows(batch), own_positions=self._own_positions)
 
     def _budget(self, with_gradients: bool) -> int:
         return self.tokens_per_microbatch * (1 if with_gradients else _BUDGETS_WITHOUT_GRADIENTS)
@@ -185,13 +234,31 @@ class PairScorer:
         Returns:
             Micro-batches as lists of indices into ``batch``.
         """
-        return plan_microbatches(
-            row_lengths(batch, shared=self.shared),
+        is_long = self._is_long(batch)
+        # A sequence beyond `longest` would make every other one of its micro-batch plain.
+        plan = [
+            part
+            for long in (True, False)
+            for part in self._plan_alike(
+                batch, [i for i, it in enumerate(is_long) if it == long], long, with_gradients
+            )
+        ]
+        return split_largest(plan, at_least)
+
+    def _plan_alike(
+        self, batch: PromptsAndCompletions, index: list[int], is_long: bool, with_gradients: bool
+    ) -> list[list[int]]:
+        """Plan the prompts at ``index``, all of which are laid in one layout."""
+        shared = self.shared and not is_long
+        lengths = row_lengths(batch, shared=shared)
+        rows_per_prompt = 1 if shared else max((len(batch.completions[i]) for i in index), default=1)
+        plan = plan_microbatches(
+            [lengths[i] for i in index],
             self._budget(with_gradients),
-            rows_per_prompt=1 if self.shared else max(map(len, batch.completions), default=1),
-            at_least=at_least,
-            padded=not self.packed,
+            rows_per_prompt=rows_per_prompt,
+            padded=not (self.packed and shared),
         )
+        return [[index[place] for place in part] for part in plan]
 
     def score(
         self,
@@ -233,6 +300,7 @@ class PairScorer:
             statistics,
             scores.get("tokens", logps.new_empty(0)),
             rows.owners,
+            scores.get("router_loss"),
         )
 
     def score_sequences(
@@ -312,10 +380,8 @@ class PairScorer:
         head = causal_lm(model).get_output_embeddings()
 
         def logits(chunk: Tensor) -> Tensor:
-            if is_plain_linear(head):
-                return head(chunk)  # type: ignore[no-any-return]
-            with enter():
-                return head(chunk)  # type: ignore[no-any-return]
+            with nullcontext() if is_plain_linear(head) else enter():
+                return self.transform(head(chunk))
 
         return LiveReference(states, logits)
 

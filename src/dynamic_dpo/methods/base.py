@@ -72,6 +72,7 @@ class PairForward:
             `Needs.token_logps` asks for them. Shape [N].
         token_owners: The completion each token belongs to: ``2 i`` for pair i's chosen, ``2 i + 1`` for its
             rejected. Shape [N].
+        router_loss: Balancing loss of a mixture of experts over the policy's rows, with gradient. Shape [].
     """
 
     policy_chosen_logps: Tensor
@@ -83,6 +84,7 @@ class PairForward:
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
     token_logps: Tensor | None = None
     token_owners: Tensor | None = None
+    router_loss: Tensor | None = None
 
     @property
     def margins(self) -> Tensor:

@@ -19,14 +19,20 @@ PAIR_METRICS = (
     "logps/rejected",
     "margins/mean",
 )
+# Beside them where the policy is a mixture of experts; the name is TRL's.
+ROUTER_METRIC = "aux_loss"
 
 
 def pair_metrics(forward: PairForward, control: Control) -> Tensor:
-    """Return each pair's share in the metrics named by `PAIR_METRICS`, detached. Shape [B, 7]."""
+    """Return each pair's share in the metrics named by `PAIR_METRICS`, detached. Shape [B, 7].
+
+    With a balancing loss [B, 8]: each pair has that of its micro-batch.
+    """
     beta = control.beta
     chosen_logratio = (forward.policy_chosen_logps - forward.ref_chosen_logps).detach()
     rejected_logratio = (forward.policy_rejected_logps - forward.ref_rejected_logps).detach()
     margins = forward.margins.detach()
+    router = [] if forward.router_loss is None else [forward.router_loss.detach().expand(len(margins))]
     return torch.stack(
         [
             beta * chosen_logratio,
@@ -36,6 +42,7 @@ def pair_metrics(forward: PairForward, control: Control) -> Tensor:
             forward.policy_chosen_logps.detach(),
             forward.policy_rejected_logps.detach(),
             margins,
+            *router,
         ],
         dim=1,
     )
@@ -50,7 +57,7 @@ class MetricSums:
         self._latest: dict[str, float] = {}
 
     def add_pairs(self, values: Tensor) -> None:
-        """Add pair metrics of shape [B, 7]; no synchronisation with the device."""
+        """Add pair metrics of shape [B, 7] or [B, 8]; no synchronisation with the device."""
         counted = torch.cat([values.sum(0), values.new_full((1,), len(values))]).double()
         self._sums = counted if self._sums is None else self._sums + counted
 
@@ -94,7 +101,8 @@ class MetricSums:
         metrics: dict[str, float] = {}
         if self._sums is not None:
             *totals, count = accelerator.reduce(self._sums.float(), reduction="sum").tolist()
-            metrics = {name: total / count for name, total in zip(PAIR_METRICS, totals, strict=True)}
+            names = (*PAIR_METRICS, ROUTER_METRIC)[: len(totals)]
+            metrics = {name: total / count for name, total in zip(names, totals, strict=True)}
         if self._margins:
             margins = torch.cat(self._margins).float()
             finite = margins[torch.isfinite(margins)]

@@ -19,6 +19,7 @@ from dynamic_dpo.engine.capability import inference
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.head import LiveReference
 from dynamic_dpo.engine.reference_store import ReferenceStore, default_reference_dir
+from dynamic_dpo.engine.router import router_loss_of
 from dynamic_dpo.engine.rows import PairBatch, Rows, row_lengths
 from dynamic_dpo.engine.score import PairLogps
 from dynamic_dpo.engine.scorer import PairScorer
@@ -38,6 +39,9 @@ from dynamic_dpo.models.vocabulary import check_same_vocabulary_size
 from dynamic_dpo.trainers.reference_pass import ReferencePass, collate_pairs
 
 logger = logging.getLogger("dynamic_dpo")
+
+# Where the self-check looks for its pairs, and the bytes that the logits of one sequence may take in it.
+_PAIRS_TO_CHOOSE_FROM, _MOST_LOGIT_BYTES = 512, 2**30
 
 
 class PolicyAndReference:
@@ -107,11 +111,24 @@ class PolicyAndReference:
             check_same_vocabulary_size(policy, ref_model)
         self.model = policy
 
-    def build_scorer(self, engine: EngineConfig) -> None:
-        """Find out which layout the policy can take."""
+    def build_scorer(
+        self,
+        engine: EngineConfig,
+        *,
+        autocast: AbstractContextManager[Any] | None = None,
+        router_coefficient: float | None = None,
+    ) -> None:
+        """Find out which layout the policy can take, and whether its router has a balancing loss.
+
+        Args:
+            engine: Engine settings.
+            autocast: The run's mixed precision, in which layouts are tried.
+            router_coefficient: Weight of the balancing loss; by default what the model's configuration says.
+        """
         self.engine = engine
-        with self._without_dropout():
+        with self._without_dropout(), autocast or nullcontext():
             self.scorer = PairScorer(self.model, engine, recomputes=self.recomputes)
+        self.scorer.router = router_loss_of(causal_lm(self.model), coefficient=router_coefficient)
 
     def answering(self) -> AbstractContextManager[Any]:
         """Return the context of a training: in it the policy itself scores rows, so that wrappers see every pass."""
@@ -144,24 +161,30 @@ class PolicyAndReference:
             logps.statistics,
             logps.token_logps if needs.token_logps else None,
             logps.token_owners if needs.token_logps else None,
+            logps.router_loss,
         )
 
     def self_check(self, dataset: Any, accelerator: Any, *, num_pairs: int = 3) -> None:
-        """Score the shortest few of the first 64 pairs through the layout in use and through plain logits.
+        """Score a few of the first 512 pairs through the layout in use, and alone through the model's own logits.
 
-        Short ones, since all logits of a plain row are computed: any fault of the layout shows in them too.
+        They are the shortest, in which most faults of a layout show, and the longest, for windows and positions that
+        differ from some length on. All logits of a sequence are computed: it is the longest with which they fit.
 
         Raises:
             ModelError: If they differ by more than rounding.
         """
         if self.scorer.layout == "plain" and not self.scorer.separate_head:
             return  # What would be checked is the oracle itself.
-        first = collate_pairs(dataset.select(range(min(64, len(dataset)))).to_list())["pairs"]
-        lengths = row_lengths(first, shared=True)
+        first = collate_pairs(dataset.select(range(min(_PAIRS_TO_CHOOSE_FROM, len(dataset)))).to_list())[
+            "pairs"
+        ]
+        lengths = row_lengths(first, shared=False)
         # Answers of a token or two would attend to next to nothing.
         tiny = [min(len(c), len(r)) < 4 for c, r in zip(first.chosen, first.rejected, strict=True)]
         order = sorted(range(len(first)), key=lambda i: (tiny[i], lengths[i]))
-        pairs = first.select(order[:num_pairs])
+        width = 4 * causal_lm(self.model).config.get_text_config().vocab_size
+        longest = max(order, key=lambda i: lengths[i] * (lengths[i] * width <= _MOST_LOGIT_BYTES))
+        pairs = first.select(list(dict.fromkeys([*order[: num_pairs - 1], longest])))
         with accelerator.autocast():
             self.scorer.self_check(self.model, pairs)
 
@@ -191,7 +214,7 @@ class PolicyAndReference:
     def _live_reference(self, rows: Rows) -> LiveReference:
         """Run the reference on a micro-batch of the policy's rows."""
         model, scorer = self._reference_parts(rows.input_ids.device)
-        if (rows.spans and not scorer.packed) or (rows.shared and not scorer.shared):
+        if (rows.spans and not scorer.packed) or (rows.shared and not scorer.shares(rows)):
             raise ModelError(
                 f"the method reads the reference's logits on the policy's rows, and {type(model).__name__} cannot "
                 f"share prefixes: {scorer.reason}. Set engine.layout=plain"
@@ -230,7 +253,8 @@ class PolicyAndReference:
         return f"{str(model.dtype).removeprefix('torch.')}{autocast}{quantised}"
 
     def _score_reference(self, accelerator: Any, pairs: PairBatch) -> PairLogps:
-        model, scorer = self._reference_parts(accelerator.device)
+        with autocast_of(accelerator):
+            model, scorer = self._reference_parts(accelerator.device)
         with self._as_reference(), autocast_of(accelerator):
             return scorer.score(model, pairs)
 

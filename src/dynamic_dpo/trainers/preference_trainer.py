@@ -142,7 +142,11 @@ class PreferenceTrainer(ResumableTrainer):
         )
         if method.needs.live_reference:
             self.policy.keep_reference()
-        self.policy.build_scorer(self.engine)
+        self.policy.build_scorer(
+            self.engine,
+            autocast=self.accelerator.autocast(),
+            router_coefficient=getattr(args, "router_aux_loss_coef", None),
+        )
 
         # What a step does.
         self.guard = MarginGuard(max_nonfinite=max_nonfinite)

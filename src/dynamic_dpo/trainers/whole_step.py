@@ -110,6 +110,9 @@ class WholeStep:
                     else method.control(evidence)
                 )
                 losses = method.losses(forward, decided)
+                if forward.router_loss is not None and self.policy.scorer.router:
+                    # Each pair bears its micro-batch's, so that the step's is their mean by pairs.
+                    losses = losses + self.policy.scorer.router.coefficient * forward.router_loss
                 self.accelerator.backward(losses.sum() / num_pairs)
             seen.append(torch.stack([forward.margins.detach(), evidence], dim=1))
             loss_sum = loss_sum + losses.detach().sum()
