@@ -80,18 +80,6 @@ def test_a_saved_model_knows_nothing_of_packed_attention(tmp_path: Any) -> None:
     assert copy.deepcopy(model).config._attn_implementation == PACKED_ATTENTION
 
 
-def test_offloaded_activations_give_the_same_gradients() -> None:
-    pairs = some_pairs()
-    gradients = []
-    for offload in (False, True):
-        model = tiny_llama()
-        PairScorer(model, EngineConfig(offload_activations=offload)).score(
-            model, pairs
-        ).chosen.sum().backward()
-        gradients.append([p.grad for p in model.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
-
-
 def test_gradient_checkpointing_recomputes_packed_rows() -> None:
     model, pairs = tiny_llama(), some_pairs()
     scorer = PairScorer(model)

@@ -38,7 +38,7 @@ class EngineConfig:
     )
     offload_activations: bool = setting(
         False,
-        "Keep what the backward pass needs in the host's memory; needs CUDA, takes time.",
+        "Keep activations of 1 MiB and more in the host's memory until the backward pass; needs CUDA, takes time.",
         key="engine.offload_activations",
     )
     self_check: bool = setting(

@@ -19,6 +19,7 @@ from dynamic_dpo.engine.capability import check_layouts_agree, detect_capability
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.head import LiveReference, Readout, is_plain_linear
 from dynamic_dpo.engine.layers import use_lean_layers
+from dynamic_dpo.engine.offload import OffloadedActivations, can_offload_from
 from dynamic_dpo.engine.plan import group_by_prompt, plan_microbatches, split_largest
 from dynamic_dpo.engine.rotary import embed_rows_alone, fixed_length
 from dynamic_dpo.engine.router import RouterLoss
@@ -287,7 +288,7 @@ class PairScorer:
             options["readout"] = Readout(needs.statistics, live)
         if needs and needs.token_logps:
             options["tokens"] = True
-        with self._activation_storage(rows.input_ids.device):
+        with self._activation_storage(model, rows.input_ids.device):
             scores = self._call(model, rows, **options)
         logps, lengths = (values.view(-1, 2) for values in (scores["logps"], completion_lengths(rows)))
         sums = scores["statistics"].view(len(names), -1, 2) if names else ()
@@ -356,11 +357,11 @@ class PairScorer:
                         progress(len(places))
         return SequenceLogps(logps, lengths)
 
-    def _activation_storage(self, device: torch.device) -> AbstractContextManager[Any]:
+    def _activation_storage(self, model: nn.Module, device: torch.device) -> AbstractContextManager[Any]:
         """Return the context that says where a forward pass keeps what its backward pass needs."""
-        if not (self.config.offload_activations and torch.is_grad_enabled()):
-            return nullcontext()
-        return torch.autograd.graph.save_on_cpu(pin_memory=device.type == "cuda")
+        if self.config.offload_activations and torch.is_grad_enabled() and can_offload_from(device):
+            return OffloadedActivations(model, device)
+        return nullcontext()
 
     def live_reference(self, model: Any, rows: Rows, enter: Callable[[], Any]) -> LiveReference:
         """Run a reference on the policy's rows, for statistics that read its logits.
