@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from dynamic_dpo.engine.rows import PromptSpan
+
+# PyTorch's own, of uncompiled FlexAttention, of tracing and of inductor.
+FLEX_WARNINGS = (
+    "ignore:flex_attention called without torch.compile",
+    "ignore:The .grad attribute of a Tensor that is not a leaf",
+    "ignore:.*script_method:DeprecationWarning",
+)
+no_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("clang++") is None, reason="inductor needs a C++ compiler"
+)
 
 
 def random_spans(draw: random.Random, *, prompts: int, longest: int) -> tuple[PromptSpan, ...]:
@@ -65,6 +78,19 @@ def dense_attention(
     return scores.softmax(-1)[..., : key.shape[2]] @ value
 
 
+def by_brute_force(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    spans: Sequence[PromptSpan],
+    *,
+    window: int | None = None,
+    **rule: Any,
+) -> Tensor:
+    """Attention over packed rows by `dense_attention`. Shape [1, H, T, Dv]."""
+    return dense_attention(query, key, value, dense_mask(spans, window), **rule)
+
+
 def random_inputs(
     length: int, *, heads: int = 4, groups: int = 2, widths: tuple[int, int] = (8, 8), dtype: torch.dtype
 ) -> tuple[Tensor, ...]:
@@ -78,6 +104,25 @@ def random_inputs(
     ]
     inputs = [torch.randn(shape, dtype=dtype, generator=generator).requires_grad_() for shape in shapes]
     return *inputs, torch.randn((1, heads, length, widths[1]), dtype=dtype, generator=generator)
+
+
+def output_and_gradients(
+    attend: Callable[..., Tensor],
+    spans: Sequence[PromptSpan],
+    inputs: Sequence[Tensor],
+    *,
+    sinks: bool = False,
+    gradients: bool = True,
+    **rule: Any,
+) -> list[Tensor]:
+    """The output on `random_inputs`, and the gradients of its weighted sum to query, key, value and sinks."""
+    *parts, logits, weights = inputs
+    with torch.set_grad_enabled(gradients):
+        output = attend(*parts, spans, sinks=logits if sinks else None, **rule)
+    if not gradients:
+        return [output]
+    wanted = [*parts, logits] if sinks else parts
+    return [output.detach(), *torch.autograd.grad((output * weights).sum(), wanted)]
 
 
 def largest_error(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import copy
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dynamic_dpo.engine.capability import inference
 from dynamic_dpo.engine.config import EngineConfig
+from dynamic_dpo.engine.packed.flex import GRAPHS_PER_KERNEL, compiled_kernel, flex_packed_attention
+from dynamic_dpo.engine.packed.span_attention import packed_attention
 from dynamic_dpo.engine.rows import PairBatch
 from dynamic_dpo.engine.scorer import PairScorer
 from dynamic_dpo.methods import DPO
 from dynamic_dpo.trainers.preference_trainer import PreferenceTrainer
 from dynamic_dpo.trainers.reference_pass import collate_pairs
+from helpers_attention import largest_error, output_and_gradients, random_inputs, random_spans
 from tiny import VOCAB, random_pairs, training_arguments, word_tokenizer
 
 pytestmark = [
@@ -61,6 +66,41 @@ def test_packed_rows_on_the_gpu_are_plain_rows_on_the_cpu() -> None:
     torch.testing.assert_close(on_gpu[0], on_cpu[0], rtol=1e-4, atol=1e-3)
     for ours, theirs in zip(on_gpu[1], on_cpu[1], strict=True):
         assert float((ours - theirs).norm() / theirs.norm()) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"window": 100, "groups": 2},
+        {"softcap": 20.0, "groups": 2},
+        {"sinks": True, "groups": 2},
+        {"widths": (64, 32)},
+        {"window": 100, "softcap": 20.0, "sinks": True, "widths": (64, 128), "groups": 2},
+    ],
+    ids=["a window", "capped", "sinks", "narrow values", "all at once"],
+)
+def test_flex_attention_on_the_gpu_is_packed_attention_on_the_cpu(rule: dict[str, Any]) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch._dynamo.reset()
+    compiled_kernel.cache_clear()
+    counters.clear()
+    rule = dict(rule)
+    shapes = {"widths": (64, 64)} | {name: rule.pop(name) for name in ("groups", "widths") if name in rule}
+
+    def on_the_gpu(*parts: Any, **options: Any) -> torch.Tensor:
+        return flex_packed_attention(*parts, **options).transpose(1, 2)
+
+    draw = random.Random(0)
+    for _ in range(20):
+        spans = random_spans(draw, prompts=draw.randint(1, 5), longest=400)
+        inputs = random_inputs(spans[-1].end, dtype=torch.float32, **shapes)
+        moved = [part.detach().cuda().requires_grad_(part.requires_grad) for part in inputs]
+        expected = output_and_gradients(packed_attention, spans, inputs, **rule)
+        ours = [part.cpu() for part in output_and_gradients(on_the_gpu, spans, moved, **rule)]
+        assert largest_error(ours, expected) < 1e-3
+        (alone,) = output_and_gradients(on_the_gpu, spans, moved, gradients=False, **rule)
+        assert largest_error([alone.cpu()], expected[:1]) < 1e-3
+    assert counters["stats"]["unique_graphs"] == GRAPHS_PER_KERNEL
 
 
 def test_log_probabilities_stay_float32_in_bfloat16() -> None:

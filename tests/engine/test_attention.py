@@ -10,11 +10,14 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from torch.nn.attention import flex_attention as torch_flex
 
+from dynamic_dpo.engine import attention
 from dynamic_dpo.engine.attention import PACKED_ATTENTION, _attention_forward
+from dynamic_dpo.engine.packed.flex import flex_packed_attention
 from dynamic_dpo.engine.rows import PairBatch, PromptSpan, Rows, packed_rows, plain_rows
 from dynamic_dpo.engine.score import attention_mask
-from helpers_attention import largest_error
+from helpers_attention import FLEX_WARNINGS, largest_error, no_compiler
 from tiny import VOCAB
 
 # Longer than every window below, in the prompt, in the first completion and in the second.
@@ -89,16 +92,21 @@ def pairs() -> PairBatch:
     return PairBatch(prompts, chosen, rejected, range(len(SIZES)))
 
 
-def logps_and_gradients(model: Any, rows: Rows) -> list[Tensor]:
-    """The log-probability of every completion, and the gradients of a weighted sum of them."""
+def logps(model: Any, rows: Rows) -> Tensor:
+    """The log-probability of every completion."""
     inputs = {"position_ids": rows.position_ids, "spans": rows.spans} if rows.spans else {}
     states = model.base_model(
         rows.input_ids, attention_mask=attention_mask(rows, model), use_cache=False, **inputs
     )[0]
     logits = model.lm_head(states.flatten(0, 1)[rows.predictors])
-    logps = logits.log_softmax(-1).gather(1, rows.targets[:, None])[:, 0]
-    sums = torch.zeros(rows.num_sequences, dtype=logps.dtype).index_add(0, rows.owners, logps)
+    tokens = logits.log_softmax(-1).gather(1, rows.targets[:, None])[:, 0]
+    return torch.zeros(rows.num_sequences).index_add(0, rows.owners, tokens)
+
+
+def logps_and_gradients(model: Any, rows: Rows) -> list[Tensor]:
+    """The log-probability of every completion, and the gradients of a weighted sum of them."""
     model.zero_grad()
+    sums = logps(model, rows)
     (sums * torch.linspace(-1, 1, len(sums))).sum().backward()
     return [
         sums.detach(),
@@ -114,6 +122,50 @@ def test_packed_rows_give_what_plain_rows_give(family: str, settings: dict[str, 
     packed = logps_and_gradients(model, packed_rows(pairs()))
     assert len(packed) == len(plain) > 10
     assert largest_error(packed, plain) < 1e-5
+
+
+def through_flex(monkeypatch: pytest.MonkeyPatch, backend: str | None) -> None:
+    """Let models on the CPU compute packed rows as a GPU would."""
+
+    def attend(*parts: Tensor, **rule: Any) -> Tensor:
+        return flex_packed_attention(*parts, backend=backend, **rule).transpose(1, 2)
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(attention, "packed_attention", attend)
+
+
+@pytest.mark.filterwarnings(*FLEX_WARNINGS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "grouped heads",
+        "a window in every layer",
+        "caps and alternating windows",
+        "sinks and alternating windows",
+        "narrow values",
+    ],
+)
+def test_through_flex_attention_they_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    through_flex(monkeypatch, None)
+    monkeypatch.setattr(torch_flex, "_validate_device", lambda *tensors: None)
+    model = tiny(*FAMILIES[name])
+    plain = logps_and_gradients(model, plain_rows(pairs()))
+    model.set_attn_implementation(PACKED_ATTENTION)
+    assert largest_error(logps_and_gradients(model, packed_rows(pairs())), plain) < 1e-5
+
+
+@no_compiler
+@pytest.mark.filterwarnings(*FLEX_WARNINGS)
+def test_compiled_by_inductor_caps_windows_and_grouped_heads_give_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    through_flex(monkeypatch, "inductor")
+    model = tiny(*FAMILIES["caps and alternating windows"])
+    with torch.no_grad():
+        plain = logps(model, plain_rows(pairs()))
+        model.set_attn_implementation(PACKED_ATTENTION)
+        packed = logps(model, packed_rows(pairs()))
+    assert largest_error([packed], [plain]) < 1e-5
 
 
 @pytest.mark.parametrize("family", ["Mistral", "Gemma2", "GptOss"])

@@ -7,7 +7,6 @@ own reference, with the check lifted that forbids gradients there, uncompiled an
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +17,15 @@ from torch.nn.attention import flex_attention as torch_flex
 
 from dynamic_dpo.engine.packed import flex
 from dynamic_dpo.engine.packed.flex import GRAPHS_PER_KERNEL, flex_packed_attention
-from helpers_attention import dense_attention, dense_mask, largest_error, random_inputs, random_spans
+from helpers_attention import (
+    FLEX_WARNINGS,
+    by_brute_force,
+    largest_error,
+    no_compiler,
+    output_and_gradients,
+    random_inputs,
+    random_spans,
+)
 
 RULES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -30,15 +37,7 @@ RULES: dict[str, dict[str, Any]] = {
     "all at once": {"softcap": 2.0, "window": 20, "sinks": True, "widths": (16, 32), "groups": 2},
 }
 
-no_compiler = pytest.mark.skipif(
-    shutil.which("g++") is None and shutil.which("clang++") is None, reason="inductor needs a C++ compiler"
-)
-# PyTorch's own, of the uncompiled way, of tracing and of inductor.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
-    pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings(*FLEX_WARNINGS)
 
 
 @pytest.fixture(autouse=True)
@@ -60,34 +59,18 @@ def graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
-def answers(
-    spans: Any,
-    *,
-    backend: str | None,
-    gradients: bool,
-    window: Any = None,
-    softcap: Any = None,
-    **shapes: Any,
-) -> list[list[torch.Tensor]]:
+def answers(spans: Any, *, backend: str | None, gradients: bool, **rule: Any) -> list[list[torch.Tensor]]:
     """What FlexAttention gives, and what brute force does: outputs and gradients to all inputs."""
-    sinks = shapes.pop("sinks", False)
-    *inputs, weights = random_inputs(spans[-1].end, dtype=torch.float32, **{"widths": (16, 16), **shapes})
-    logits = inputs[3] if sinks else None
-    wanted = inputs if sinks else inputs[:3]
+    shapes = {"widths": (16, 16)} | {
+        name: rule.pop(name) for name in ("heads", "groups", "widths") if name in rule
+    }
+    inputs = random_inputs(spans[-1].end, dtype=torch.float32, **shapes)
 
-    def result(output: torch.Tensor) -> list[torch.Tensor]:
-        return [
-            output.detach(),
-            *(torch.autograd.grad((output * weights).sum(), wanted) if gradients else ()),
-        ]
+    def through_flex(*parts: Any, **options: Any) -> torch.Tensor:
+        return flex_packed_attention(*parts, backend=backend, **options).transpose(1, 2)
 
-    rule = {"scale": 0.3, "softcap": softcap, "sinks": logits}
-    with torch.set_grad_enabled(gradients):
-        ours = flex_packed_attention(*inputs[:3], spans, window=window, backend=backend, **rule).transpose(
-            1, 2
-        )
-        theirs = dense_attention(*inputs[:3], dense_mask(spans, window), **rule)
-    return [result(ours), result(theirs)]
+    rule |= {"scale": 0.3, "gradients": gradients}
+    return [output_and_gradients(attend, spans, inputs, **rule) for attend in (through_flex, by_brute_force)]
 
 
 @pytest.mark.usefixtures("gradients_on_a_cpu")

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from dynamic_dpo.engine.packed import span_attention, span_pieces
 from dynamic_dpo.engine.packed.span_attention import packed_attention
 from dynamic_dpo.engine.rows import PromptSpan
-from helpers_attention import dense_attention, dense_mask, largest_error, random_inputs, random_spans
+from helpers_attention import by_brute_force, largest_error, output_and_gradients, random_inputs, random_spans
 
 SPANS = random_spans(random.Random(3), prompts=6, longest=40)
 # A row of one prompt and one completion of a token each: nothing but the prompt's own position.
@@ -34,31 +33,16 @@ RULES: dict[str, dict[str, Any]] = {
 }
 
 
-def answer(
-    attend: Any, spans: tuple[PromptSpan, ...], inputs: tuple[Tensor, ...], sinks: bool, **rule: Any
-) -> list[Tensor]:
-    """The output, and the gradients of a weighted sum of it."""
-    query, key, value, logits, weights = inputs
-    output = attend(query, key, value, spans, scale=0.3, sinks=logits if sinks else None, **rule)
-    wanted = [query, key, value] + [logits] * sinks
-    return [output.detach(), *torch.autograd.grad((output * weights).sum(), wanted)]
-
-
-def by_brute_force(
-    query: Tensor, key: Tensor, value: Tensor, spans: Any, *, window: Any = None, **rule: Any
-) -> Tensor:
-    return dense_attention(query, key, value, dense_mask(spans, window), **rule)
-
-
 def error(spans: tuple[PromptSpan, ...], dtype: torch.dtype, rule: dict[str, Any]) -> float:
     rule = dict(rule)
     shapes = {"heads": 4, "groups": rule.pop("groups", 4), "widths": rule.pop("widths", (8, 8))}
     sinks = rule.pop("sinks", False)
     inputs = random_inputs(spans[-1].end, dtype=dtype, **shapes)
     exact = tuple(tensor.detach().double().requires_grad_() for tensor in inputs)
-    ours = answer(packed_attention, spans, inputs, sinks, **rule)
+    rule |= {"scale": 0.3, "sinks": sinks}
+    ours = output_and_gradients(packed_attention, spans, inputs, **rule)
     assert all(tensor.dtype == dtype for tensor in ours)
-    return largest_error(ours, answer(by_brute_force, spans, exact, sinks, **rule))
+    return largest_error(ours, output_and_gradients(by_brute_force, spans, exact, **rule))
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
@@ -89,10 +73,10 @@ def test_many_small_blocks_are_one_whole(name: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("softcap", [None, 80.0], ids=["as they are", "capped"])
 def test_large_scores_neither_overflow_nor_vanish(softcap: float | None) -> None:
     query, key, value, sinks, weights = random_inputs(SPANS[-1].end, dtype=torch.float64)
-    rule = {"softcap": softcap, "window": 9}
+    rule: dict[str, Any] = {"softcap": softcap, "window": 9, "sinks": True, "scale": 0.3}
     inputs = tuple((part.detach() * 30).requires_grad_() for part in (query, key, value, sinks))
     answers = [
-        answer(attend, SPANS, (*inputs, weights), True, **rule)
+        output_and_gradients(attend, SPANS, (*inputs, weights), **rule)
         for attend in (packed_attention, by_brute_force)
     ]
     assert largest_error(*answers) < 1e-11
@@ -100,10 +84,10 @@ def test_large_scores_neither_overflow_nor_vanish(softcap: float | None) -> None
 
 def test_autocast_changes_nothing_inside() -> None:
     inputs = random_inputs(SPANS[-1].end, dtype=torch.float32)
-    rule = {"softcap": 2.0, "window": 9}
-    before = answer(packed_attention, SPANS, inputs, True, **rule)
+    rule: dict[str, Any] = {"softcap": 2.0, "window": 9, "sinks": True}
+    before = output_and_gradients(packed_attention, SPANS, inputs, **rule)
     with torch.autocast("cpu", torch.bfloat16):
-        within = answer(packed_attention, SPANS, inputs, True, **rule)
+        within = output_and_gradients(packed_attention, SPANS, inputs, **rule)
     assert all(torch.equal(one, other) for one, other in zip(before, within, strict=True))
 
 

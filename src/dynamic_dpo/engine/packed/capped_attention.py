@@ -15,13 +15,15 @@ def _grouped(tensor: Tensor, groups: int) -> Tensor:
     return tensor.reshape(groups, -1, tensor.shape[-1])
 
 
-def _scores(
-    query: Tensor, key: Tensor, visible: Tensor, scale: float, softcap: float
-) -> tuple[Tensor, Tensor]:
-    """Return the capped scores, hidden ones at minus infinity, and their slope. Shape [G, H / G · Q, K] both."""
-    bent = torch.tanh(query @ key.mT * (scale / softcap))
-    hidden = ~visible.repeat(query.shape[1] // visible.shape[0], 1)
-    return (softcap * bent).masked_fill_(hidden, -torch.inf), 1 - bent.square()
+def _bent(query: Tensor, key: Tensor, scale: float, softcap: float) -> Tensor:
+    """Return the scores of grouped queries as shares of the cap, in (-1, 1). Shape [G, H / G · Q, K]."""
+    return (query @ key.mT).mul_(scale / softcap).tanh_()
+
+
+def _hide(scores: Tensor, visible: Tensor) -> Tensor:
+    """Put minus infinity, in place, where a query does not see a key."""
+    scores.view(-1, *visible.shape).masked_fill_(~visible, -torch.inf)
+    return scores
 
 
 def capped_attention(
@@ -42,9 +44,10 @@ def capped_attention(
         or float64.
     """
     dtype, groups = torch.promote_types(query.dtype, torch.float32), key.shape[1]
-    scores, _ = _scores(_grouped(query.to(dtype), groups), key[0].to(dtype), visible, scale, softcap)
+    bent = _bent(_grouped(query.to(dtype), groups), key[0].to(dtype), scale, softcap)
+    scores = _hide(bent.mul_(softcap), visible)
     normalisers = scores.logsumexp(-1)
-    output = torch.exp(scores - normalisers.unsqueeze(-1)) @ value[0].to(dtype)
+    output = scores.sub_(normalisers.unsqueeze(-1)).exp_() @ value[0].to(dtype)
     return output.view(query.shape).to(query.dtype), normalisers.view(query.shape[:3])
 
 
@@ -76,8 +79,10 @@ def capped_attention_backward(
     dtype, groups = normalisers.dtype, key.shape[1]
     grad, states, output = (_grouped(part.to(dtype), groups) for part in (grad, query, output))
     keys, values = key[0].to(dtype), value[0].to(dtype)
-    scores, slope = _scores(states, keys, visible, scale, softcap)
-    weights = torch.exp(scores - normalisers.reshape(groups, -1, 1))
+    bent = _bent(states, keys, scale, softcap)
+    weights = _hide(bent * softcap, visible).sub_(normalisers.reshape(groups, -1, 1)).exp_()
     to_value = weights.mT @ grad
-    to_scores = weights * (grad @ values.mT - (grad * output).sum(-1, keepdim=True)) * slope * scale
+    to_weights = (grad @ values.mT).sub_((grad * output).sum(-1, keepdim=True))
+    # The slope of softcap · tanh(scale · product / softcap) by the product is scale · (1 - tanh²).
+    to_scores = to_weights.mul_(weights).mul_(bent.square_().neg_().add_(1)).mul_(scale)
     return (to_scores @ keys).view(query.shape), (to_scores.mT @ states)[None], to_value[None]
