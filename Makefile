@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 WORKERS ?= 2
 
-.PHONY: setup quickstart test test-slow test-gpu coverage check lint types walls docs rooms bench bench-more bench-gpu experiment torture clean
+.PHONY: setup quickstart test test-slow test-served test-gpu coverage check lint types walls docs rooms bench bench-more bench-gpu experiment torture clean
 
 setup: $(READY)
 
@@ -26,6 +26,12 @@ test: $(READY)
 
 test-slow: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow -o addopts="--strict-markers --strict-config" tests
+
+test-served: $(READY)
+	# The engine and the judge that ask a server, against a real one: SmolLM2 under `transformers serve`.
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[serving]'
+	$(TEST_ENV) $(BIN)/python -m pytest -m slow -o addopts="--strict-markers --strict-config" \
+		tests/eval/generate/test_served.py tests/eval/judges/chat/test_server.py
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu -o addopts="--strict-markers --strict-config" tests

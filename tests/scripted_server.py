@@ -66,6 +66,17 @@ def completion(
     return Answer(200, body, **how)
 
 
+def text_completion(text: Any, *, finish_reason: Any = "stop", tokens: int = 3, **how: Any) -> Answer:
+    """Return an answer of the completions that are no chats; ``choice`` adds to its choice."""
+    choice = {"index": 0, "finish_reason": finish_reason, "text": text, **how.pop("choice", {})}
+    return Answer(200, {"choices": [choice], "usage": {"completion_tokens": tokens}}, **how)
+
+
+def model_list(*names: str, **fields: Any) -> Answer:
+    """Return a list of models, each with these fields."""
+    return Answer(200, {"object": "list", "data": [{"id": name, "created": 1, **fields} for name in names]})
+
+
 def error(status: int, message: str, *, headers: dict[str, str] | None = None, **more: Any) -> Answer:
     """Return an answer that refuses, in OpenAI's form."""
     return Answer(status, {"error": {"message": message, "type": "error", **more}}, headers or {})
@@ -104,8 +115,13 @@ class ScriptedServer:
             def log_message(self, *args: Any) -> None:
                 """Keep quiet."""
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, *_: Any) -> None:
+                """Say nothing of a client that was killed and has left its connection."""
+
+        self._http = Server(("127.0.0.1", 0), Handler)
         self.base_url = f"http://127.0.0.1:{self._http.server_port}/v1"
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02})
 

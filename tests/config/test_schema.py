@@ -408,8 +408,9 @@ def test_a_bare_text_is_the_path_of_a_model():
         ({"models": {"a": 3}}, "models.a must be a section of keys and values, got 3"),
         (
             {"models": {"a": {"revision": "x"}}},
-            "models.a.path is required: Hub name, folder (of a LoRA adapter too), .gguf file or package:NAME; "
-            "dataset:reference for the prompts' known answers, outputs:FILE for outputs in AlpacaEval's form.",
+            "models.a.path is required: Hub name, folder (of a LoRA adapter too), .gguf file, package:NAME or a "
+            "server's name of it; dataset:reference for the prompts' known answers, outputs:FILE for outputs in "
+            "AlpacaEval's form.",
         ),
         (
             {"models": {"a": {"path": "p", "prompt_template": "TL;DR"}}},

@@ -22,8 +22,6 @@ def build_plan(config: EvaluationConfig) -> EvaluationPlan:
     Raises:
         ConfigError: If settings are missing or cannot be carried out together.
     """
-    from dynamic_dpo.config.from_settings import settings_in
-    from dynamic_dpo.eval.generate.settings import GenerationSettings
     from dynamic_dpo.eval.model_spec import ModelSpec
     from dynamic_dpo.eval.plan import EvaluationPlan, StatisticsSettings
 
@@ -44,7 +42,7 @@ def build_plan(config: EvaluationConfig) -> EvaluationPlan:
             )
             for name, model in config.models.items()
         ],
-        generation=GenerationSettings(**settings_in(config, GenerationSettings)),
+        generation=generation.settings(),
         judging=_judging(config),
         statistics=StatisticsSettings(**config.statistics.model_dump()),
         scoring=_scoring(config),

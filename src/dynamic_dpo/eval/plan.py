@@ -101,6 +101,11 @@ class EvaluationPlan:
             )
         if self.baseline is not None and self.baseline not in names:
             raise ConfigError(f"baseline must be one of models ({', '.join(names)}), got {self.baseline!r}")
+        if self.scoring is not None and self.generation.engine == "server":
+            raise ConfigError(
+                "scoring.reference needs the models' own files, and generation.engine=server has none of them: leave "
+                "scoring out, or let another engine write"
+            )
 
     @property
     def measures_kl(self) -> bool:
@@ -130,4 +135,7 @@ class EvaluationPlan:
             # Version 0.2 did not know them, and its folders are to be found again.
             if generation[name] is None:
                 del generation[name]
+        del generation["server"]
+        if self.generation.engine == "server":
+            generation["server"] = self.generation.server.identity()
         return {"model": asdict(spec), "generation": generation, "prompts": dict(self.prompts)}

@@ -71,6 +71,8 @@ class OutputRecord(_Record):
         num_tokens: Its length in the model's own tokens; 0 where that is not known (imported outputs).
         finished: Whether the model stopped by itself; ``False`` means cut at the limit.
         flags: What the lint found: see `dynamic_dpo.eval.lint`.
+        finish_reason: Why it ended, in the engine's words: ``stop``, ``length``, on a server also others such as
+            ``content_filter``; ``None`` where that was not kept (version 0.2, imported outputs).
     """
 
     id: str
@@ -80,6 +82,7 @@ class OutputRecord(_Record):
     num_tokens: int
     finished: bool
     flags: list[str] = field(default_factory=list)
+    finish_reason: str | None = None
 
 
 @dataclass(frozen=True)

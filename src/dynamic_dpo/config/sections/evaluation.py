@@ -5,10 +5,13 @@ The other settings of judges are in ``judging``.
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dynamic_dpo.config.base import Section, refuse, refuse_fault
 from dynamic_dpo.config.from_settings import settings_section
+from dynamic_dpo.eval.generate.server_settings import ServerSettings
 from dynamic_dpo.eval.generate.settings import GenerationSettings
 from dynamic_dpo.eval.judges.template import DEFAULT_TEMPLATE
 from dynamic_dpo.eval.prompts.render import PromptFormat
@@ -47,8 +50,8 @@ class EvaluatedModelSection(Section):
 
     path: str = Field(
         min_length=1,
-        description="Hub name, folder (of a LoRA adapter too), .gguf file or package:NAME; dataset:reference for the "
-        "prompts' known answers, outputs:FILE for outputs in AlpacaEval's form.",
+        description="Hub name, folder (of a LoRA adapter too), .gguf file, package:NAME or a server's name of it; "
+        "dataset:reference for the prompts' known answers, outputs:FILE for outputs in AlpacaEval's form.",
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit on the hub.")
     prompt_template: str | None = Field(
@@ -80,13 +83,28 @@ class _PromptForm(Section):
     )
 
 
+class ServerSection(settings_section("generation.server", ServerSettings)):  # type: ignore[misc]
+    """The server that generation.engine=server asks: any that speaks OpenAI's protocol."""
+
+
 class GenerationSection(settings_section("generation", GenerationSettings, base=_PromptForm)):  # type: ignore[misc]
     """How the models' outputs are sampled."""
+
+    server: ServerSection = Field(default_factory=ServerSection)
 
     @field_validator("prompt_template")
     @classmethod
     def _has_a_place(cls, value: str | None) -> str | None:
         return _with_a_place(value)
+
+    def settings(self) -> GenerationSettings:
+        """Return the settings as the engines take them.
+
+        Raises:
+            ConfigError: If they cannot be carried out together.
+        """
+        values = {entry.name: getattr(self, entry.name) for entry in fields(GenerationSettings)}
+        return GenerationSettings(**values | {"server": ServerSettings(**self.server.model_dump())})
 
     @field_validator("do_sample")
     @classmethod

@@ -34,6 +34,8 @@ class Generation(NamedTuple):
         token_ids: The output's ids without the stop token.
         finished: Whether the model stopped by itself; ``False`` means cut at ``max_new_tokens``.
         num_prompt_tokens: Length of the rendered prompt.
+        finish_reason: ``stop`` or ``length``.
+        stop_token_id: The token by which it stopped, which is none of ``token_ids``; ``None`` where it was cut.
     """
 
     prompt: Prompt
@@ -42,6 +44,8 @@ class Generation(NamedTuple):
     token_ids: tuple[int, ...]
     finished: bool
     num_prompt_tokens: int
+    finish_reason: str | None = None
+    stop_token_id: int | None = None
 
 
 class _Row(NamedTuple):
@@ -54,7 +58,7 @@ class _Row(NamedTuple):
 
 class _Written(NamedTuple):
     ids: tuple[int, ...]
-    finished: bool
+    stop_id: int | None
 
 
 def generate(
@@ -131,8 +135,10 @@ def generate(
             sample=place % num_samples,
             text=tokenizer.decode(written[place].ids, clean_up_tokenization_spaces=False),
             token_ids=written[place].ids,
-            finished=written[place].finished,
+            finished=written[place].stop_id is not None,
             num_prompt_tokens=len(rendered[place // num_samples]),
+            finish_reason="length" if written[place].stop_id is None else "stop",
+            stop_token_id=written[place].stop_id,
         )
         for place in range(len(rows))
     ]
@@ -155,14 +161,14 @@ def _write_batch(
     logits, keys = logits[copies], torch.tensor([row.key for row in rows], device=logits.device)
 
     ids: list[list[int]] = [[] for _ in rows]
-    finished = [False] * len(rows)
+    stop_id: list[int | None] = [None] * len(rows)
     alive = list(range(len(rows)))
     for step in range(max_new_tokens):
         tokens = next_tokens(logits, keys[alive], step)
         going = []
         for position, token in enumerate(tokens.tolist()):
             if token in stop_ids:
-                finished[alive[position]] = True
+                stop_id[alive[position]] = token
             else:
                 ids[alive[position]].append(token)
                 going.append(position)
@@ -174,7 +180,7 @@ def _write_batch(
             decoder.select(index)
             tokens = tokens[index]
         logits = decoder.step(tokens)
-    return [_Written(tuple(row), stopped) for row, stopped in zip(ids, finished, strict=True)]
+    return [_Written(tuple(row), stopped) for row, stopped in zip(ids, stop_id, strict=True)]
 
 
 def _check_settings(

@@ -1,6 +1,6 @@
 """How outputs are written, and what an engine is: a loaded model that writes.
 
-The engines themselves are in ``engines`` (transformers) and ``vllm``; both take these settings.
+The engines themselves are in ``engines`` (transformers), ``vllm`` and ``server``; all take these settings.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dynamic_dpo.errors import ConfigError
+from dynamic_dpo.eval.generate.server_settings import ServerSettings
 from dynamic_dpo.eval.prompts.render import Prompt
 from dynamic_dpo.utils.settings import check_settings, documented, setting
 
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
     # A plan of an evaluation holds these settings, and is made without torch.
     from dynamic_dpo.eval.generate.batched import Generation
 
-EngineName = Literal["transformers", "vllm"]
+EngineName = Literal["transformers", "vllm", "server"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
+_NO_SERVER = ServerSettings()
 # What vLLM alone knows.
 _VLLM_SETTINGS = (
     "tensor_parallel_size",
@@ -51,7 +53,10 @@ class GenerationSettings:
     num_samples: int = setting(1, "Outputs per prompt and model.", key="generation.num_samples", ge=1)
     seed: int = setting(42, "Seed of the sampling.", key="generation.seed", ge=0)
     batch_size: int = setting(
-        16, "Outputs written side by side; vllm chooses by itself.", key="generation.batch_size", ge=1
+        16,
+        "Outputs written side by side; vllm and server choose by themselves.",
+        key="generation.batch_size",
+        ge=1,
     )
     device: str = setting(
         "auto", "cuda, cpu …; auto: a GPU where there is one.", key="generation.device", not_empty=True
@@ -62,7 +67,9 @@ class GenerationSettings:
         key="generation.precision",
     )
     engine: EngineName = setting(
-        "transformers", "What generates; vllm needs CUDA GPUs.", key="generation.engine"
+        "transformers",
+        "What generates; vllm needs CUDA GPUs, server a running server and its address in generation.server.",
+        key="generation.engine",
     )
     tensor_parallel_size: int = setting(
         1, "GPUs that one model is spread over; vllm only.", key="generation.tensor_parallel_size", ge=1
@@ -92,6 +99,7 @@ class GenerationSettings:
         "Record no CUDA graphs: starts sooner and takes less memory, writes more slowly; vllm only.",
         key="generation.enforce_eager",
     )
+    server: ServerSettings = setting(_NO_SERVER, "The server; server only.")
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -102,8 +110,26 @@ class GenerationSettings:
                     f"generation.{entry.name} is {value!r}, which only generation.engine=vllm knows; set it to "
                     f"{'null' if default is None else str(default).lower()}"
                 )
+        self._check_server()
         if self.samples and self.temperature == 0:
             raise ConfigError("generation.do_sample must not be true while generation.temperature is 0")
+
+    def _check_server(self) -> None:
+        if self.engine != "server" and self.server != _NO_SERVER:
+            raise ConfigError(
+                f"generation.server has no effect while generation.engine is {self.engine}: leave it out, or set "
+                "generation.engine=server"
+            )
+        if self.engine == "server" and self.server.base_url is None:
+            raise ConfigError(
+                "generation.engine is server, and generation.server.base_url does not say where it is: give its "
+                "address, such as http://127.0.0.1:8000/v1"
+            )
+        if self.engine == "server" and self.precision != "auto":
+            raise ConfigError(
+                f"generation.precision is {self.precision}, which has no effect while generation.engine is server: "
+                "that was started with one; set it to auto"
+            )
 
     @property
     def samples(self) -> bool:
@@ -129,6 +155,9 @@ class GenerationSettings:
             "precision": self.resolved_precision(device),
             "engine": self.engine,
         }
+        if self.engine == "server":
+            del same["precision"]
+            same["server"] = self.server.identity()
         if self.samples:
             same |= {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
         # A prompt that is left out at one length may be asked at another.

@@ -7,14 +7,13 @@ fingerprint, so that nothing stale is reused.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from tqdm.auto import tqdm
 
-from dynamic_dpo.eval.generate.batched import Generation
+from dynamic_dpo.eval.generate.asking import ask_missing
 from dynamic_dpo.eval.generate.engines import open_engine
 from dynamic_dpo.eval.generate.ready import (
     ModelOutputs,
@@ -23,8 +22,9 @@ from dynamic_dpo.eval.generate.ready import (
     is_ready,
     ready_outputs,
 )
+from dynamic_dpo.eval.generate.rows import left_out_row, missing_samples, output_row
+from dynamic_dpo.eval.generate.server import ServerEngine
 from dynamic_dpo.eval.generate.settings import GenerationSettings, OutputEngine
-from dynamic_dpo.eval.lint import lint_output
 from dynamic_dpo.eval.model_spec import ModelSpec
 from dynamic_dpo.eval.prompts.render import Prompt, model_prompt, render_prompt
 from dynamic_dpo.eval.records import OutputRecord, PromptRecord
@@ -37,14 +37,20 @@ logger = logging.getLogger("dynamic_dpo")
 
 
 def identify_model(spec: ModelSpec, settings: GenerationSettings) -> WrittenModel:
-    """Return what identifies the outputs of a model under settings; reads its files and loads nothing.
+    """Return what identifies the outputs of a model under settings.
+
+    Reads the model's files and loads nothing; a server is asked what it says of the model.
 
     Raises:
         ModelError: If there is no such model.
         ConfigError: If a setting cannot be carried out here.
+        ServerError: If the server cannot be had.
     """
     if is_ready(spec):
         return identify_ready(spec)
+    if settings.engine == "server":
+        with closing(ServerEngine(spec, settings)) as engine:
+            return engine.identify()
     device = pick_device(settings.device, setting="generation.device")
     files = spec.find_files()
     weights = text_fingerprint(files)
@@ -91,20 +97,42 @@ def write_outputs(
         DataError: If another process is writing to the file, or a prompt has no known answer that was asked for.
         ModelError: If the model cannot be found, loaded or used.
         ConfigError: If a setting is out of range or cannot be carried out here.
-        Interrupted: If a signal asked to stop, once the batch under way is written.
+        ServerError: If a server cannot be had, or refuses the key or the settings; what it has written stays.
+        Interrupted: If a signal asked to stop, once the batch or the answers under way are written.
     """
+    if settings.engine == "server" and not is_ready(spec):
+        with closing(ServerEngine(spec, settings)) as server:
+            return _ask_server(prompts, server, path, progress)
     written = identify_model(spec, settings)
     if is_ready(spec):
         ready_outputs(spec, prompts)  # What is wrong with them is to be said now.
         return written
     with JsonLinesFile(path) as file:
-        missing = _missing(file.rows, written.fingerprint, prompts, settings.num_samples)
+        missing = missing_samples(file.rows, written.fingerprint, prompts, settings.num_samples)
         if not missing:
-            logger.info("%s: all %d outputs are there", spec.name, len(prompts) * settings.num_samples)
+            _say_complete(spec, len(prompts) * settings.num_samples)
             return written
         with closing(opener(spec.find_files(), settings)) as engine:
             _write_missing(prompts, missing, engine, spec, settings, file, written.fingerprint, progress)
     return written
+
+
+def _ask_server(
+    prompts: Sequence[PromptRecord], server: ServerEngine, path: str | Path, progress: bool
+) -> WrittenModel:
+    written = server.identify()
+    with JsonLinesFile(path) as file:
+        num_samples = server.settings.num_samples
+        missing = missing_samples(file.rows, written.fingerprint, prompts, num_samples)
+        if missing:
+            ask_missing(prompts, missing, server, file, written.fingerprint, progress=progress)
+        else:
+            _say_complete(server.spec, len(prompts) * num_samples)
+    return written
+
+
+def _say_complete(spec: ModelSpec, num_outputs: int) -> None:
+    logger.info("%s: all %d outputs are there", spec.name, num_outputs)
 
 
 def read_outputs(
@@ -156,7 +184,7 @@ def _write_missing(
             asked.append((length, record, prompt))
         else:
             num_left_out += 1
-            file.append({"fingerprint": fingerprint, "id": record.id, "model": spec.name, "left_out": why})
+            file.append(left_out_row(fingerprint, record.id, spec.name, why))
     if num_left_out:
         logger.warning(
             "%s cannot be asked %d of %d prompts; the report counts them",
@@ -182,21 +210,20 @@ def _write_missing(
                     if output.sample not in missing[record.id]:
                         continue
                     file.append(
-                        {
-                            "fingerprint": fingerprint,
-                            **_output_record(record.id, spec.name, output).to_json(),
-                            "token_ids": list(output.token_ids),
-                        }
+                        output_row(
+                            fingerprint,
+                            record.id,
+                            spec.name,
+                            output.sample,
+                            output.text,
+                            num_tokens=len(output.token_ids),
+                            finish_reason=output.finish_reason or ("stop" if output.finished else "length"),
+                            token_ids=output.token_ids,
+                            stop_token_id=output.stop_token_id,
+                        )
                     )
                     bar.update(1)
             raise_if_requested()
-
-
-def _output_record(prompt_id: str, model: str, output: Generation) -> OutputRecord:
-    flags = [*lint_output(output.text), *([] if output.finished else ["truncated"])]
-    return OutputRecord(
-        prompt_id, model, output.sample, output.text, len(output.token_ids), output.finished, flags
-    )
 
 
 def _prepare(
@@ -224,18 +251,3 @@ def _prepare(
             ),
         )
     return prompt, length, None
-
-
-def _missing(
-    rows: Iterable[dict[str, Any]], fingerprint: str, prompts: Sequence[PromptRecord], num_samples: int
-) -> dict[str, set[int]]:
-    """Return which samples of which prompts a file lacks, by prompt id; prompts left out are not missing."""
-    missing = {prompt.id: set(range(num_samples)) for prompt in prompts}
-    for row in rows:
-        if row.get("fingerprint") != fingerprint or row.get("id") not in missing:
-            continue
-        if "left_out" in row:
-            missing[row["id"]].clear()
-        else:
-            missing[row["id"]].discard(row.get("sample", -1))
-    return {id_: samples for id_, samples in missing.items() if samples}

@@ -134,10 +134,12 @@ class VLLMEngine:
 
     def _generation(self, prompt: Prompt, sample: int, num_prompt_tokens: int, output: Any) -> Generation:
         ids = tuple(output.token_ids)
+        stop_id = None
         if ids and ids[-1] in self._stop_ids:
-            ids = ids[:-1]
+            ids, stop_id = ids[:-1], ids[-1]
         text = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        return Generation(prompt, sample, text, ids, output.finish_reason == "stop", num_prompt_tokens)
+        reason = output.finish_reason
+        return Generation(prompt, sample, text, ids, reason == "stop", num_prompt_tokens, reason, stop_id)
 
 
 def _generation_config(folder: Path) -> Any:

