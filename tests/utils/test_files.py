@@ -6,12 +6,13 @@ import json
 import math
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dynamic_dpo.utils.files import write_json, write_text
+from dynamic_dpo.utils.files import replacing, write_json, write_text
 
 
 def test_text_is_written_whole_into_folders_that_are_made(tmp_path: Path) -> None:
@@ -36,6 +37,19 @@ def test_a_failed_write_leaves_the_old_content_and_no_rubbish(
     monkeypatch.setattr(os, "replace", fails)
     with pytest.raises(OSError, match="disk full"):
         write_text(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_fault_in_the_middle_of_writing_leaves_the_old_content(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "a.txt", "old")
+
+    def lines() -> Iterator[str]:
+        yield "new, and"
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"), replacing(path) as file:
+        file.writelines(lines())
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 

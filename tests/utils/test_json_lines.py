@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dynamic_dpo.errors import DataError
-from dynamic_dpo.utils.json_lines import JsonLinesFile, read_json_lines
+from dynamic_dpo.utils.json_lines import JsonLinesFile, iter_json_lines, read_json_lines, read_row
 
 
 def test_rows_come_back_in_the_order_of_their_writing(tmp_path: Path) -> None:
@@ -171,3 +171,21 @@ def test_a_closed_file_takes_nothing(tmp_path: Path) -> None:
     file.close()
     with pytest.raises(ValueError, match="is closed"):
         file.append({})
+
+
+def test_several_rows_are_synced_once_and_found_where_they_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    syncs: list[int] = []
+    sync = os.fsync
+    with JsonLinesFile(path) as file:
+        monkeypatch.setattr(os, "fsync", lambda *a: (syncs.append(1), sync(*a))[1])
+        file.append_all({"n": number, "text": "é" * number} for number in range(5))
+        assert len(syncs) == 1
+    path.write_bytes(path.read_bytes() + b"\n" + b'{"torn": ')
+    placed = list(iter_json_lines(path))
+    assert [row["n"] for row, _, _ in placed] == list(range(5))
+    assert [read_row(path, start, end) for _, start, end in placed] == [row for row, _, _ in placed]
+    with pytest.raises(DataError, match="begins no JSON object"):
+        read_row(path, placed[1].start + 2, placed[1].end)

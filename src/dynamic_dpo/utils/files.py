@@ -6,8 +6,10 @@ import errno
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 def cache_folder(name: str) -> Path:
@@ -22,12 +24,23 @@ def write_text(path: str | Path, text: str) -> Path:
 
     A crash leaves the old content or the new, never half of it.
     """
+    with replacing(path) as file:
+        file.write(text)
+    return Path(path)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[TextIO]:
+    """Open a text file that takes the place of ``path``, whole, when the block ends; folders are made.
+
+    After an error in the block, as after a crash, the old content is there.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files private; a run's records are as readable as any other file of the user.
@@ -38,7 +51,6 @@ def write_text(path: str | Path, text: str) -> Path:
         raise
     # The new name is on the disk only once its folder is.
     sync(target.parent)
-    return target
 
 
 def sync(path: str | Path) -> None:

@@ -9,11 +9,20 @@ import fcntl
 import json
 import os
 import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
 from dynamic_dpo.errors import DataError
 from dynamic_dpo.utils.files import sync
+
+
+class PlacedRow(NamedTuple):
+    """An object and the bytes of the file that it stands in."""
+
+    row: dict[str, Any]
+    start: int
+    end: int
 
 
 class JsonLinesFile:
@@ -57,13 +66,17 @@ class JsonLinesFile:
         Raises:
             OSError: If the disk refuses it; the file then ends with its last whole line.
         """
-        line = _encode(row)
+        self.append_all([row])
+
+    def append_all(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Write several objects and wait once until the disk has them all; see `append`."""
+        lines = "".join(map(json_line, rows)).encode()
         with self._lock:
             if self._file is None:
                 raise ValueError(f"{self.path} is closed")
             size = os.fstat(self._file).st_size
             try:
-                rest = memoryview(line)
+                rest = memoryview(lines)
                 while rest:
                     rest = rest[os.write(self._file, rest) :]
                 os.fsync(self._file)
@@ -85,19 +98,29 @@ class JsonLinesFile:
         self.close()
 
     def _read_and_repair(self, file: int) -> list[dict[str, Any]]:
-        content = self.path.read_bytes()
-        rows, whole = _parse(content, self.path)
-        if whole < len(content):
+        rows, whole = [], 0
+        with self.path.open("rb") as content:
+            for placed in _placed(content, self.path):
+                rows.append(placed.row)
+                whole = placed.end
+            content.seek(whole)
+            rest = content.read()
+        if rest.strip():
             with open(f"{self.path}.torn", "ab") as torn:
-                torn.write(content[whole:] + b"\n")
+                torn.write(rest + b"\n")
                 torn.flush()
                 os.fsync(torn.fileno())
             os.ftruncate(file, whole)
-        elif content and not content.endswith(b"\n"):
+        elif whole and not self._ends_its_line(whole):
             # The line is whole and only its end is lost.
             os.write(file, b"\n")
         os.fsync(file)
         return rows
+
+    def _ends_its_line(self, end: int) -> bool:
+        with self.path.open("rb") as content:
+            content.seek(end - 1)
+            return content.read(1) == b"\n"
 
 
 def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
@@ -106,32 +129,51 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         DataError: If the file cannot be read or a line before the last is no JSON object.
     """
+    return [placed.row for placed in iter_json_lines(path)]
+
+
+def iter_json_lines(path: str | Path) -> Iterator[PlacedRow]:
+    """Yield the objects of a file and where they stand, one line in memory at a time; see `read_json_lines`."""
     try:
-        content = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            yield from _placed(file, Path(path))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
-    return _parse(content, Path(path))[0]
 
 
-def _parse(content: bytes, path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Return the rows, and how many bytes of the content are whole lines."""
-    lines = content.split(b"\n")
-    last = max((number for number, line in enumerate(lines) if line.strip()), default=-1)
-    rows: list[dict[str, Any]] = []
-    whole = 0
-    for number, line in enumerate(lines[: last + 1]):
-        if line.strip():
-            row = _object(line)
-            if row is None and number == last:
-                return rows, whole
-            if row is None:
-                raise DataError(
-                    f"line {number + 1} of {path} is no JSON object, and it is not the last, so no crash has "
-                    "torn it: restore the file, or delete that line and lose that one record"
-                )
-            rows.append(row)
-        whole += len(line) + 1
-    return rows, len(content)
+def read_row(path: str | Path, start: int, end: int) -> dict[str, Any]:
+    """Return the object that stands in these bytes of a file.
+
+    Raises:
+        DataError: If there is none: the file was changed.
+    """
+    try:
+        with open(path, "rb") as file:
+            file.seek(start)
+            row = _object(file.read(end - start))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    if row is None:
+        raise DataError(f"{path} was changed while it was read: byte {start} begins no JSON object")
+    return row
+
+
+def _placed(file: BinaryIO, path: Path) -> Iterator[PlacedRow]:
+    end, torn = 0, 0
+    for number, line in enumerate(file, start=1):
+        start, end = end, end + len(line)
+        if not line.strip():
+            continue
+        if torn:
+            raise DataError(
+                f"line {torn} of {path} is no JSON object, and it is not the last, so no crash has "
+                "torn it: restore the file, or delete that line and lose that one record"
+            )
+        row = _object(line)
+        if row is None:
+            torn = number
+        else:
+            yield PlacedRow(row, start, end)
 
 
 def _object(line: bytes) -> dict[str, Any] | None:
@@ -142,12 +184,19 @@ def _object(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def _encode(row: dict[str, Any]) -> bytes:
+def json_line(row: dict[str, Any]) -> str:
+    """Return an object as a line of JSON that any file can hold.
+
+    Raises:
+        ValueError: If it holds a number that JSON does not know.
+    """
+    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
     try:
-        return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        text.encode()
     except UnicodeEncodeError:
         # Half a surrogate pair, as models write them, exists in JSON's escapes only.
-        return (json.dumps(row, allow_nan=False) + "\n").encode()
+        text = json.dumps(row, allow_nan=False)
+    return text + "\n"
 
 
 def _lock_file(file: int, path: Path) -> None:

@@ -101,7 +101,7 @@ def ready_outputs(spec: ModelSpec, prompts: Sequence[PromptRecord]) -> ModelOutp
     by_prompt: dict[str, list[OutputRecord]] = {}
     for output in found:
         by_prompt.setdefault(output.id, []).append(output)
-    if not any(prompt.id in by_prompt for prompt in prompts):
+    if prompts and not any(prompt.id in by_prompt for prompt in prompts):
         raise DataError(
             f"{path} has no output for any of the {len(prompts)} prompts: are its instructions from dataset.name?"
         )

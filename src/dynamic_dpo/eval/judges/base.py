@@ -109,6 +109,26 @@ class Scorer(Protocol):
         ...
 
 
+def checked_scores(scorer: Scorer, items: Sequence[tuple[PromptRecord, str]]) -> list[float]:
+    """Return what a scorer gives to outputs, in their order.
+
+    Raises:
+        JudgeError: If it gives another number of scores than asked for, or one that is not finite.
+    """
+    values = scorer.score_many(items)
+    if len(values) != len(items):
+        raise JudgeError(
+            f"{scorer.name} gave {len(values)} scores for {len(items)} outputs; it must give one each"
+        )
+    for value, (prompt, text) in zip(values, items, strict=True):
+        if not math.isfinite(value):
+            raise JudgeError(
+                f"{scorer.name} gave the score {value} to the output {text[:80]!r} of prompt {prompt.id}; "
+                "a score must be a finite number"
+            )
+    return values
+
+
 class PointwiseJudge:
     """Compare two outputs by the scores that each gets alone.
 
@@ -161,17 +181,7 @@ class PointwiseJudge:
         for prompt, *texts in pairs:
             items.update({(prompt.id, text): (prompt, text) for text in texts})
         with self._lock:
-            values = self.scorer.score_many(list(items.values()))
-        if len(values) != len(items):
-            raise JudgeError(
-                f"{self.name} gave {len(values)} scores for {len(items)} outputs; it must give one each"
-            )
-        for value, (prompt, text) in zip(values, items.values(), strict=True):
-            if not math.isfinite(value):
-                raise JudgeError(
-                    f"{self.name} gave the score {value} to the output {text[:80]!r} of prompt {prompt.id}; "
-                    "a score must be a finite number"
-                )
+            values = checked_scores(self.scorer, list(items.values()))
         scores = dict(zip(items, values, strict=True))
         return [
             self._compare(scores[prompt.id, first], scores[prompt.id, second])

@@ -125,8 +125,8 @@ def frontier_plot(points: Sequence[FrontierPoint]) -> Markup:
     Args:
         points: In the order of KL, as `reward_kl_frontier` gives them; at least one.
     """
-    xs = _ticks([point.kl for point in points])
-    ys = _ticks([point.reward for point in points])
+    xs = round_ticks([point.kl for point in points])
+    ys = round_ticks([point.reward for point in points])
 
     def at(kl: float, reward: float) -> tuple[float, float]:
         x = MARGIN + (kl - xs[0]) / (xs[-1] - xs[0]) * (PLOT_WIDTH - 2 * MARGIN)
@@ -154,10 +154,10 @@ def _percent(share: float) -> str:
     return f"{1 + 98 * min(max(share, 0.0), 1.0):.2f}%"
 
 
-def _ticks(values: Sequence[float]) -> list[float]:
+def round_ticks(values: Sequence[float]) -> list[float]:
     """Return four to seven round numbers around the values.
 
-    >>> _ticks([0.42, 0.61])
+    >>> round_ticks([0.42, 0.61])
     [0.4, 0.45, 0.5, 0.55, 0.6, 0.65]
     """
     low, high = min(values), max(values)
