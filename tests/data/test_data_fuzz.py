@@ -143,6 +143,10 @@ MAKERS: dict[str, Callable[[Draw], Row]] = {
     "text prompt beside messages": lambda d: {"prompt": text(d), "chosen": messages(d), "rejected": messages(d)},
     "message prompt beside text": lambda d: {"prompt": messages(d), "chosen": text(d), "rejected": text(d)},
     "rollouts": lambda d: {"prompt_messages": messages(d), "chosen": text(d), "rejected": text(d), "metadata": {}},
+    "rollouts with sampled ids": lambda d: {
+        "prompt_messages": messages(d), "chosen": text(d), "rejected": text(d),
+        "chosen_ids": tokens(d), "rejected_ids": tokens(d),
+    },
     "rollouts of anything": lambda d: {
         "prompt_messages": anything(d), "chosen": anything(d), "rejected": anything(d)
     },
@@ -210,7 +214,7 @@ def check_accounts(kept: list[int], quarantine: Quarantine, total: int, path: Pa
 
 
 def test_there_are_more_than_twenty_five_kinds() -> None:
-    assert len(MAKERS) == 40
+    assert len(MAKERS) == 41
 
 
 @pytest.mark.parametrize("chat_template", [False, True])

@@ -137,6 +137,16 @@ def test_rollouts_are_rendered_by_the_template(tmp_path):
     assert tokenizer.decode(train[0]["chosen_ids"]) == "yes<|im_end|>"
 
 
+def test_rollouts_with_sampled_ids_are_known_by_most_of_their_rows(tmp_path):
+    tokenizer = make_tokenizer(chat_template=CHATML)
+    ids = {"chosen_ids": tokenizer("yes")["input_ids"], "rejected_ids": tokenizer("no")["input_ids"]}
+    rows = [rollout(i) | (ids if i % 3 else {}) for i in range(21)]
+    file = write(tmp_path / "rows.jsonl", rows)
+    train, _, report = prepare_preferences(file, tokenizer, generated_data=True)
+    assert (report["kind"], report["form"]) == ("sampled", "messages")
+    assert {tokenizer.decode(row["chosen_ids"]) for row in train} == {"yes<|im_end|>"}
+
+
 def test_generated_data_takes_no_other_rows(hh_file):
     with pytest.raises(DataError, match="missing_field"):
         prepare_preferences(hh_file, make_tokenizer(chat_template=CHATML), generated_data=True)

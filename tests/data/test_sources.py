@@ -285,3 +285,14 @@ def test_unknown_name_of_the_package_is_an_attribute_error():
 
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = dynamic_dpo.data.no_such_name
+
+
+def test_of_a_rollouts_folder_the_pairs_alone_are_read(tmp_path):
+    write(tmp_path, "pairs.jsonl")
+    for name in ("outputs.jsonl", "scores.jsonl", "prompts.jsonl", "test.jsonl"):
+        write(tmp_path, name, [{"other": name}])
+    assert {"other": "test.jsonl"} in rows_of(str(tmp_path), subset="all")
+    write(tmp_path, "manifest.json", [{"other": "manifest.json"}])
+    assert rows_of(str(tmp_path), subset="train") == ROWS
+    assert rows_of(str(tmp_path), subset="train[:30%]") == ROWS[:3]
+    assert list(iter_rows(load_evaluation_rows(str(tmp_path)))) == ROWS

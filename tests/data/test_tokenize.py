@@ -302,3 +302,61 @@ def test_turns_of_100000_characters_take_no_more_than_seconds(turn):
     result = tokenized(rows, make_tokenizer(), max_length=64, max_prompt_length=32)
     assert time.perf_counter() - start < 20
     assert [len(result.dataset[0][name]) for name in ("prompt_ids", "chosen_ids")] == [32, 32]
+
+
+# ---- answers with the ids that were sampled ----
+
+
+def sampled_row(tokenizer, chosen_ids, rejected_ids, **answers):
+    texts = {"chosen": tokenizer.decode(chosen_ids), "rejected": tokenizer.decode(rejected_ids)}
+    return {
+        "prompt_messages": CONVERSATION["prompt"],
+        **texts,
+        "chosen_ids": chosen_ids,
+        "rejected_ids": rejected_ids,
+        **answers,
+    }
+
+
+def split_into_characters(tokenizer, text):
+    """A way of spelling a text that its tokenizer would not take."""
+    return [
+        token for character in text for token in tokenizer(character, add_special_tokens=False)["input_ids"]
+    ]
+
+
+@pytest.mark.parametrize("stop", [[], ["<|im_end|>"]], ids=["without the stop token", "with it"])
+def test_sampled_ids_are_trained_on_as_they_were_sampled(stop):
+    tokenizer = make_tokenizer("llama3", chat_template=CHATML)
+    end = tokenizer.convert_tokens_to_ids(["<|im_end|>"])
+    chosen, rejected = (split_into_characters(tokenizer, text) for text in ("The capital", "It is blue"))
+    assert tokenizer("The capital")["input_ids"] != chosen
+    row = sampled_row(tokenizer, chosen, rejected)
+    row["chosen_ids"] = chosen + tokenizer.convert_tokens_to_ids(stop)
+    pairs, _ = to_preference_pairs([row])
+    (ids,) = ids_of(tokenize_pairs(pairs, tokenizer).dataset)
+    assert ids["chosen_ids"] == chosen + end
+    assert ids["rejected_ids"] == rejected + end
+    by_text, _ = to_preference_pairs([row], kind="rollouts")
+    (plain,) = ids_of(tokenize_pairs(by_text, tokenizer).dataset)
+    assert ids["prompt_ids"] == plain["prompt_ids"]
+    assert ids["chosen_ids"] != plain["chosen_ids"]
+
+
+def test_sampled_ids_of_another_tokenizer_give_way_to_the_text_with_a_warning(caplog):
+    tokenizer = make_tokenizer("llama3", chat_template=CHATML)
+    for foreign in ([7, 8, 9], [100_000]):
+        row = sampled_row(tokenizer, [41, 42], [43]) | {"chosen": "The capital", "chosen_ids": foreign}
+        pairs, _ = to_preference_pairs([row])
+        caplog.clear()
+        (ids,) = ids_of(tokenize_pairs(pairs, tokenizer).dataset)
+        assert tokenizer.decode(ids["chosen_ids"]) == "The capital<|im_end|>"
+        assert "do not spell their answer" in caplog.text
+
+
+def test_a_sampled_answer_whose_ids_are_missing_is_tokenised_from_its_text():
+    tokenizer = make_tokenizer("llama3", chat_template=CHATML)
+    row = sampled_row(tokenizer, split_into_characters(tokenizer, "The sky"), [43]) | {"chosen_ids": None}
+    pairs, _ = to_preference_pairs([row], kind="sampled")
+    (ids,) = ids_of(tokenize_pairs(pairs, tokenizer).dataset)
+    assert tokenizer.decode(ids["chosen_ids"]) == "The sky<|im_end|>"

@@ -30,18 +30,28 @@ class Pair(NamedTuple):
     rejected: Any
 
 
+class SampledPair(NamedTuple):
+    """A conversation and two answers with the token ids that a model sampled, ``None`` where nobody gave them."""
+
+    prompt: Any
+    chosen: Any
+    rejected: Any
+    chosen_ids: list[int] | None
+    rejected_ids: list[int] | None
+
+
 class RowKind(NamedTuple):
     """A shape in which preference data is published.
 
     Attributes:
-        parts: What prompt and answers are once read: ``text``, ``messages`` or ``token_ids``.
+        parts: What prompt and answers are once read: ``text``, ``messages``, ``sampled`` or ``token_ids``.
         recognises: Whether a row looks like this kind; asked in the order of `ROW_KINDS`.
         read: From a row, and whether its prompt must be given rather than found, to the pair; raises ``BadRow``.
     """
 
-    parts: Literal["text", "messages", "token_ids"]
+    parts: Literal["text", "messages", "sampled", "token_ids"]
     recognises: Callable[[Mapping[str, Any]], bool]
-    read: Callable[[Mapping[str, Any], bool], Pair]
+    read: Callable[[Mapping[str, Any], bool], Pair | SampledPair]
 
 
 def detect_kind(row: object) -> str | None:
@@ -56,7 +66,7 @@ def detect_kind(row: object) -> str | None:
     return next((name for name, kind in ROW_KINDS.items() if kind.recognises(row)), None)
 
 
-def read_pair(row: object, kind: str, *, as_messages: bool = False) -> Pair:
+def read_pair(row: object, kind: str, *, as_messages: bool = False) -> Pair | SampledPair:
     r"""Read a row as a pair.
 
     Args:
@@ -78,7 +88,7 @@ def read_pair(row: object, kind: str, *, as_messages: bool = False) -> Pair:
         raise BadRow("not_an_object", row)
     pair = ROW_KINDS[kind].read(row, as_messages)
     if as_messages and ROW_KINDS[kind].parts == "text":
-        pair = _to_messages(pair)
+        pair = _to_messages(Pair(*pair[:3]))
     _check(pair, row)
     return pair
 
@@ -185,6 +195,13 @@ def _rollout(row: Mapping[str, Any], prompt_required: bool) -> Pair:
     return _answers_to(read_messages(required(row, "prompt_messages")), row)
 
 
+def _sampled(row: Mapping[str, Any], prompt_required: bool) -> SampledPair:
+    ids = (
+        None if row.get(field) is None else _token_ids(row, field) for field in ("chosen_ids", "rejected_ids")
+    )
+    return SampledPair(*_rollout(row, prompt_required), *ids)
+
+
 def _tokens(row: Mapping[str, Any], prompt_required: bool) -> Pair:
     return Pair(*(_token_ids(row, field) for field in TOKEN_FIELDS))
 
@@ -199,8 +216,8 @@ def _to_messages(pair: Pair) -> Pair:
     return Pair(prompt, *([{"role": "assistant", "content": text.strip()}] for text in pair[1:]))
 
 
-def _check(pair: Pair, row: object) -> None:
-    for name, part in zip(Pair._fields, pair, strict=True):
+def _check(pair: Pair | SampledPair, row: object) -> None:
+    for name, part in zip(Pair._fields, pair[:3], strict=True):
         # Token ids are left alone here: a prompt of no tokens is judged where BOS is known.
         if _is_blank(part) and not (name == "prompt" and isinstance(row, Mapping) and "prompt_ids" in row):
             raise BadRow(f"empty_{name}", row)
@@ -251,6 +268,10 @@ def _token_ids(row: Mapping[str, Any], field: str) -> list[int]:
     return list(value)
 
 
+def _has_ids(row: Mapping[str, Any]) -> bool:
+    return row.get("chosen_ids") is not None and row.get("rejected_ids") is not None
+
+
 def _has_conversations(row: Mapping[str, Any]) -> bool:
     return isinstance(row.get("prompt"), list) or isinstance(row.get("chosen"), list)
 
@@ -259,10 +280,13 @@ def _is_transcript(row: Mapping[str, Any]) -> bool:
     return isinstance(row.get("chosen"), str) and hh_text.looks_like_hh(row["chosen"])
 
 
-# Already tokenised, judged rollouts, conversations, HH transcripts, plain text. A new format is a line here with its
-# two functions; the first that recognises a row has it.
+# Already tokenised, judged rollouts with their sampled ids and without, conversations, HH transcripts, plain text. A
+# new format is a line here with its two functions; the first that recognises a row has it.
 ROW_KINDS: Final[dict[str, RowKind]] = {
     "token_ids": RowKind("token_ids", lambda row: row.get("prompt_ids") is not None, _tokens),
+    "sampled": RowKind(
+        "sampled", lambda row: row.get("prompt_messages") is not None and _has_ids(row), _sampled
+    ),
     "rollouts": RowKind("messages", lambda row: row.get("prompt_messages") is not None, _rollout),
     "messages": RowKind("messages", _has_conversations, _conversation),
     "hh": RowKind("text", _is_transcript, _hh),

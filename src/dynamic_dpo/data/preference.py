@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 from datasets import Dataset, List, Value
 
 from dynamic_dpo.data.arrow import as_dataset, iter_rows, read_rows
-from dynamic_dpo.data.pairing import ROW_KINDS, TOKEN_FIELDS, Pair, detect_kind, read_pair
+from dynamic_dpo.data.pairing import ROW_KINDS, TOKEN_FIELDS, Pair, SampledPair, detect_kind, read_pair
 from dynamic_dpo.data.quarantine import BadRow, Quarantine
 from dynamic_dpo.errors import DataError
 
@@ -50,8 +50,8 @@ def to_preference_pairs(
     Args:
         rows: A dataset (from ``load_rows`` or any other) or an iterable of dictionaries. See ``docs/data.md``
             for the shapes.
-        kind: One of ``hh``, ``rollouts``, ``messages``, ``text``, ``token_ids``; ``auto`` takes the kind of
-            most of the first rows.
+        kind: One of ``hh``, ``rollouts``, ``sampled``, ``messages``, ``text``, ``token_ids``; ``auto`` takes the
+            kind of most of the first rows.
         chat_template: Give HH transcripts and plain text as messages, to be rendered by the tokenizer's chat
             template. Rows that are messages already are not changed by it.
         num_proc: Worker processes; None works in this one.
@@ -59,8 +59,8 @@ def to_preference_pairs(
 
     Returns:
         The pairs, with ``row`` the number of the row they came from, and the quarantine. Together they hold
-        every row. Prompt and answers are text, or messages, or (``prompt_ids, chosen_ids, rejected_ids``)
-        token ids.
+        every row. Prompt and answers are text, or messages (those of kind ``sampled`` with the columns
+        ``chosen_ids, rejected_ids``), or (``prompt_ids, chosen_ids, rejected_ids``) token ids.
 
     Raises:
         DataError: If ``kind`` is unknown, if there are rows and none has a known shape, or if none is usable.
@@ -81,18 +81,28 @@ def to_preference_pairs(
         raise DataError(f"kind of rows {kind!r} is unknown: expected 'auto', {known}")
     parts = ROW_KINDS[kind].parts
     as_messages = chat_template and parts == "text"
-    names = TOKEN_FIELDS if parts == "token_ids" else Pair._fields
-    feature = {"text": TEXT, "messages": MESSAGES, "token_ids": TOKENS}["messages" if as_messages else parts]
+    columns = {
+        "text": dict.fromkeys(Pair._fields, TEXT),
+        "messages": dict.fromkeys(Pair._fields, MESSAGES),
+        "sampled": {name: TOKENS if name in TOKEN_FIELDS else MESSAGES for name in SampledPair._fields},
+        "token_ids": dict.fromkeys(TOKEN_FIELDS, TOKENS),
+    }
     pairs = read_rows(
         dataset,
         partial(read_pair, kind=kind, as_messages=as_messages),
-        columns=dict.fromkeys(names, feature),
+        columns=columns["messages" if as_messages else parts],
         quarantine=quarantine,
         desc="Reading preference pairs",
         needed="preference pair",
         num_proc=num_proc,
     )
     return PreferencePairs(pairs, quarantine)
+
+
+def detect_rollout_kind(dataset: Dataset) -> str:
+    """Return ``sampled`` if most of the first rows hold the token ids that were sampled, else ``rollouts``."""
+    kinds = Counter(map(detect_kind, islice(iter_rows(dataset), _NUM_FIRST_ROWS)))
+    return "sampled" if 2 * kinds["sampled"] > kinds.total() else "rollouts"
 
 
 def detect_dataset_kind(dataset: Dataset) -> str:

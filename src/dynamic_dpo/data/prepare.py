@@ -14,7 +14,7 @@ from datasets import Dataset, Value
 
 from dynamic_dpo.data.ledger import Ledger, length_statistics
 from dynamic_dpo.data.pairing import TOKEN_FIELDS
-from dynamic_dpo.data.preference import detect_dataset_kind, to_preference_pairs
+from dynamic_dpo.data.preference import detect_dataset_kind, detect_rollout_kind, to_preference_pairs
 from dynamic_dpo.data.quarantine import Quarantine
 from dynamic_dpo.data.sources import load_evaluation_rows, load_rows
 from dynamic_dpo.data.split import Split, prompt_keys, split_by_prompt
@@ -93,7 +93,7 @@ def prepare_preferences(
     }
 
     def read_pairs(rows: Dataset, quarantine: Quarantine) -> tuple[Dataset, str]:
-        kind = "rollouts" if generated_data else detect_dataset_kind(rows)
+        kind = detect_rollout_kind(rows) if generated_data else detect_dataset_kind(rows)
         pairs, _ = to_preference_pairs(
             rows, kind=kind, chat_template=chat_template, num_proc=num_proc, quarantine=quarantine
         )

@@ -6,16 +6,20 @@ found and the answers closed. `tokenize` cuts them to length.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from typing import Any, Final, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar, Final, NamedTuple
 
 from dynamic_dpo.data.encode import EncodedTexts, PairEncoder
-from dynamic_dpo.data.pairing import Pair
+from dynamic_dpo.data.pairing import TOKEN_FIELDS, Pair, SampledPair
 from dynamic_dpo.data.quarantine import BadRow
 from dynamic_dpo.data.render import RenderedPair, render_pairs, require_chat_template
 from dynamic_dpo.data.truncate import TokenPair
 from dynamic_dpo.errors import DataError
 from dynamic_dpo.utils.templates import stop_token_ids
+
+logger = logging.getLogger("dynamic_dpo")
 
 # A generation prompt may end in a few tokens that a finished conversation lacks (an empty thought block); a
 # template that rewrites the prompt itself differs in more.
@@ -30,14 +34,22 @@ class CutPair(NamedTuple):
 
 
 class PairReader(ABC):
-    """Turns pairs into whole token ids."""
+    """Turns pairs into whole token ids.
+
+    Attributes:
+        columns: Where the parts of a pair stand in a table.
+        kind: What a pair is.
+    """
+
+    columns: ClassVar[tuple[str, ...]] = Pair._fields
+    kind: ClassVar[type[Pair] | type[SampledPair]] = Pair
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.stops = frozenset(stop_token_ids(tokenizer))
 
     @abstractmethod
-    def encode(self, pairs: list[Pair]) -> list[EncodedTexts | BadRow]:
+    def encode(self, pairs: Sequence[Any]) -> list[EncodedTexts | BadRow]:
         """Return the ids of each prompt alone and of the two whole sequences, a batch at a time."""
 
     @abstractmethod
@@ -52,7 +64,9 @@ class PairReader(ABC):
 class IdReader(PairReader):
     """Pairs that are token ids already: taken as they are."""
 
-    def encode(self, pairs: list[Pair]) -> list[EncodedTexts | BadRow]:
+    columns = TOKEN_FIELDS
+
+    def encode(self, pairs: Sequence[Pair]) -> list[EncodedTexts | BadRow]:
         """Return the parts themselves; nothing is joined."""
         return [EncodedTexts(*pair) for pair in pairs]
 
@@ -76,7 +90,7 @@ class TextReader(PairReader):
         self.eos = require_eos(tokenizer)
         self.encoder = PairEncoder(tokenizer, add_special_tokens=True)
 
-    def encode(self, pairs: list[Pair]) -> list[EncodedTexts | BadRow]:
+    def encode(self, pairs: Sequence[Pair]) -> list[EncodedTexts | BadRow]:
         """Tokenise prompt, prompt + chosen and prompt + rejected."""
         texts = [(prompt, prompt + chosen, prompt + rejected) for prompt, chosen, rejected in pairs]
         return list(self.encoder(texts))
@@ -111,7 +125,7 @@ class MessageReader(PairReader):
         self.encoder = PairEncoder(tokenizer, add_special_tokens=False)
         self._blank_tokens: dict[int, bool] = {}
 
-    def encode(self, pairs: list[Pair]) -> list[EncodedTexts | BadRow]:
+    def encode(self, pairs: Sequence[Any]) -> list[EncodedTexts | BadRow]:
         """Render and tokenise; the template's text holds its special tokens, none are added."""
         rendered = render_pairs(self.tokenizer, pairs)
         encoded = iter(self.encoder([texts for texts in rendered if isinstance(texts, RenderedPair)]))
@@ -145,6 +159,56 @@ class MessageReader(PairReader):
 
     def _show(self, ids: list[int]) -> str:
         return repr(self.tokenizer.decode(ids[:20]))
+
+
+class SampledReader(MessageReader):
+    """Pairs of conversations whose answers come with the token ids that were sampled.
+
+    A text may be tokenised in another way than it was written, and then a policy would be trained on what it has
+    not said. Ids that do not spell their answer, such as those of another tokenizer, are passed over with a warning.
+    """
+
+    columns = SampledPair._fields
+    kind = SampledPair
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__(tokenizer)
+        self._has_warned = False
+
+    def encode(self, pairs: Sequence[SampledPair]) -> list[EncodedTexts | BadRow]:
+        """Return the rendered prompt, and behind it the answers' own ids and the template's stop token."""
+        encoded = super().encode([Pair(*pair[:3]) for pair in pairs])
+        return [
+            texts if isinstance(texts, BadRow) else self._as_sampled(pair, texts)
+            for pair, texts in zip(pairs, encoded, strict=True)
+        ]
+
+    def _as_sampled(self, pair: SampledPair, texts: EncodedTexts) -> EncodedTexts:
+        chosen, rejected = (
+            self._own(pair.chosen_ids, pair.chosen),
+            self._own(pair.rejected_ids, pair.rejected),
+        )
+        if chosen is None or rejected is None:
+            if not self._has_warned:
+                logger.warning(
+                    "sampled token ids do not spell their answer with this tokenizer, or are missing: such pairs are "
+                    "tokenised from their text (the first: %s)",
+                    repr(pair.chosen)[:120],
+                )
+                self._has_warned = True
+            return texts
+        stop = self._close(texts.chosen)[-1]
+        return EncodedTexts(texts.prompt, [*texts.prompt, *chosen, stop], [*texts.prompt, *rejected, stop])
+
+    def _own(self, ids: list[int] | None, answer: list[dict[str, str]]) -> list[int] | None:
+        """Return the ids of an answer without its stop token, if they spell it."""
+        if ids is None or len(answer) != 1:
+            return None
+        own = ids[:-1] if ids[-1:] and ids[-1] in self.stops else ids
+        if max(own, default=0) >= len(self.tokenizer):
+            return None
+        spelled = self.tokenizer.decode(own, clean_up_tokenization_spaces=False)
+        return own if spelled == answer[0]["content"] else None
 
 
 def require_eos(tokenizer: Any) -> int:

@@ -65,7 +65,7 @@ def _chosen(row: Mapping[str, Any]) -> Example:
         if hh_text.has_blank_prompt(prompt):
             raise BadRow("empty_prompt", row)
         return _checked(prompt, response, row)
-    gives_messages = kind is not None and pairing.ROW_KINDS[kind].parts == "messages"
+    gives_messages = kind is not None and pairing.ROW_KINDS[kind].parts in ("messages", "sampled")
     if gives_messages or isinstance(row.get("prompt"), str):
         return _answered(row, "chosen")
     pair = pairing.read_pair(row, "text")

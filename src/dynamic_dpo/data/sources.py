@@ -29,6 +29,12 @@ from dynamic_dpo.data.arrow import scratch_path, write_json_lines
 from dynamic_dpo.data.json_files import read_json_rows
 from dynamic_dpo.errors import DataError
 
+PAIRS_FILE: Final = "pairs.jsonl"
+"""In the folder of a rollout: its pairs."""
+
+ROLLOUT_NOTES: Final = "manifest.json"
+"""In the folder of a rollout: what it was made with. Where both files are, all others are how the pairs were made."""
+
 _JSON_SUFFIXES: Final = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 _SUFFIXES: Final = (*_JSON_SUFFIXES, ".parquet")
 _SPLIT_WORDS: Final = {
@@ -49,7 +55,8 @@ def load_rows(dataset_name: str, *, subset: str = "train", config_name: str | No
     Args:
         dataset_name: A local ``.json``, ``.jsonl`` (either also ``.gz``) or ``.parquet`` file; a folder of
             such files, whose names say their split (``train-00.jsonl.gz``, ``validation.jsonl``; without such
-            names all are ``train``); a folder written by ``save_to_disk``; or a name on the hub.
+            names all are ``train``); the folder of a rollout, whose ``pairs.jsonl`` is read; a folder written by
+            ``save_to_disk``; or a name on the hub.
         subset: A split with an optional slice, as in ``train[:30%]``. A single file has every split name.
         config_name: Configuration of a hub dataset that has several.
 
@@ -62,7 +69,7 @@ def load_rows(dataset_name: str, *, subset: str = "train", config_name: str | No
         DataError: If there is no such file, folder, split or dataset, if a file is damaged or empty, or if
             the subset is malformed or selects nothing.
     """
-    path = Path(dataset_name).expanduser()
+    path = _pairs_of_rollout(Path(dataset_name).expanduser())
     if path.is_file():
         rows = _select(subset, _Files({split_of(subset): [path]}), dataset_name)
     elif path.is_dir() and _is_saved_dataset(path):
@@ -103,7 +110,7 @@ def load_evaluation_rows(dataset_name: str) -> Dataset:
     Raises:
         DataError: As ``load_rows``; also if there is none of these splits.
     """
-    path = Path(dataset_name).expanduser()
+    path = _pairs_of_rollout(Path(dataset_name).expanduser())
     if path.is_file():
         return load_rows(dataset_name, subset="all")
     if path.is_dir():
@@ -204,6 +211,12 @@ def _files_by_split(folder: Path) -> dict[str, list[Path]]:
     named = {split: paths for split, paths in groups.items() if split}
     # Other files beside named ones (a log, an index) belong to no split; alone they are the training set.
     return named or {"train": groups[""]}
+
+
+def _pairs_of_rollout(path: Path) -> Path:
+    """Return the pairs of a rollout's folder; any other path as it is."""
+    is_rollout = all((path / name).is_file() for name in (PAIRS_FILE, ROLLOUT_NOTES))
+    return path / PAIRS_FILE if is_rollout else path
 
 
 def _split_word(path: Path) -> str:

@@ -16,10 +16,10 @@ from datasets import Dataset, Features, Value
 
 from dynamic_dpo.data.arrow import PROBLEM_FEATURES, map_tables, move_bad_rows
 from dynamic_dpo.data.encode import EncodedTexts
-from dynamic_dpo.data.pairing import TOKEN_FIELDS, Pair
+from dynamic_dpo.data.pairing import TOKEN_FIELDS
 from dynamic_dpo.data.preference import TOKENS
 from dynamic_dpo.data.quarantine import BadRow, Quarantine
-from dynamic_dpo.data.readers import IdReader, MessageReader, PairReader, TextReader
+from dynamic_dpo.data.readers import IdReader, MessageReader, PairReader, SampledReader, TextReader
 from dynamic_dpo.data.truncate import LengthLimits, truncate_pair
 
 _FEATURES: Final = Features(
@@ -66,7 +66,8 @@ def tokenize_pairs(
     Text is tokenised as prompt + answer with the tokenizer's own special tokens (BOS once), and eos is added
     to answers that do not end in a stop token. Messages are rendered by the chat template in one piece and
     tokenised as rendered; blanks behind the answer's stop token are dropped, eos is added where the template
-    writes none. Ids are only truncated.
+    writes none. Ids are only truncated; the ids of sampled answers follow their rendered prompt, unless they do not
+    spell the answers with this tokenizer, whose text is then tokenised.
 
     Args:
         dataset: Pairs as ``to_preference_pairs`` gives them.
@@ -92,6 +93,8 @@ def tokenize_pairs(
         reader: PairReader = IdReader(tokenizer)
     elif isinstance(dataset.features["prompt"], Value):
         reader = TextReader(tokenizer)
+    elif "chosen_ids" in dataset.column_names:
+        reader = SampledReader(tokenizer)
     else:
         reader = MessageReader(tokenizer)
     tokenized = map_tables(
@@ -119,14 +122,16 @@ class _Tokenizer:
 
     def __call__(self, table: pa.Table, indices: list[int]) -> pa.Table:
         rows = table.column("row").to_pylist() if "row" in table.column_names else indices
-        names = TOKEN_FIELDS if isinstance(self.reader, IdReader) else Pair._fields
-        pairs = [Pair(*parts) for parts in zip(*(table.column(n).to_pylist() for n in names), strict=True)]
+        columns = (table.column(name).to_pylist() for name in self.reader.columns)
+        pairs = [self.reader.kind(*parts) for parts in zip(*columns, strict=True)]
         records = [
             self._record(row, encoded) for row, encoded in zip(rows, self.reader.encode(pairs), strict=True)
         ]
         schema = _FEATURES.arrow_schema
-        columns = zip(*records, strict=True)
-        arrays = [_array(list(column), field.type) for column, field in zip(columns, schema, strict=True)]
+        arrays = [
+            _array(list(column), field.type)
+            for column, field in zip(zip(*records, strict=True), schema, strict=True)
+        ]
         return pa.Table.from_arrays(arrays, schema=schema)
 
     def _record(self, row: int, encoded: EncodedTexts | BadRow) -> tuple[Any, ...]:
