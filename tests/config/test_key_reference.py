@@ -20,6 +20,7 @@ EXAMPLES = {
     "dpo": {"policy_name", "dataset.dataset_name", "dataset.chat_template"},
     "sft": {"policy_name", "dataset.dataset_name", "dataset.chat_template"},
     "evaluation": {"dataset.name", "models"},
+    "rollout": {"policy_name", "dataset.dataset_name", "rollout.reward_model"},
 }
 
 METHOD_FILES = ("robust", "ipo", "hinge", "simpo", "wpo", "beta_dpo", "epsilon_dpo", "alpha_dpo")
@@ -44,7 +45,7 @@ def checked(name, config):
     return get_evaluation_config(config) if name == "evaluation" else get_training_config(config)
 
 
-@pytest.mark.parametrize("name", ["dpo", "sft", "evaluation"])
+@pytest.mark.parametrize("name", ["dpo", "sft", "evaluation", "rollout"])
 def test_a_shipped_file_loads_and_equals_the_defaults_but_for_its_marked_examples(name):
     default = checked(name, {} if name == "evaluation" else {"policy_name": "m"})
     chosen, defaults = flat(checked(name, shipped(name)).to_dict()), flat(default.to_dict())
@@ -64,6 +65,9 @@ def test_the_shipped_files_show_every_key_of_their_commands():
     shown = set(flat(shipped("dpo"))) | in_method_files
     assert every - elsewhere - {"dataset.max_length"} == shown - {"peft"}
     assert {path for path in every if path.startswith("sft_training.")} <= set(flat(shipped("sft")))
+    nameable = {"rollout.scorers", "rollout.gpt4_oracle.prices"}
+    rollout = {path for path in every if path.startswith("rollout.") and "<" not in path}
+    assert rollout == {path for path in flat(shipped("rollout")) if path.startswith("rollout.")} - nameable
     evaluation = {path for path, _, section in walk(EvaluationConfig) if section is None and "<" not in path}
     assert evaluation == set(flat(shipped("evaluation"))) - {"models", "judge.prices"}
 
@@ -80,7 +84,7 @@ def test_a_methods_file_chooses_it_and_shows_its_defaults(name):
     assert differing == EXAMPLES["dpo"] | {"method.name", "dpo_training.save_dir"}
 
 
-@pytest.mark.parametrize("name", ["dpo", "sft", "evaluation", *METHOD_FILES])
+@pytest.mark.parametrize("name", ["dpo", "sft", "evaluation", "rollout", *METHOD_FILES])
 def test_every_key_of_a_shipped_file_is_explained_in_place(name):
     lines = (ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     keys = [number for number, line in enumerate(lines) if re.match(r"(  )?\w+: ", line)]

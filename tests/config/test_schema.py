@@ -290,13 +290,17 @@ def test_all_problems_are_reported_at_once_one_line_each():
 
 
 def leaf_paths():
-    return [path for path, _, section in walk(TrainingConfig) if section is None and "." in path]
+    return [
+        path
+        for path, _, section in walk(TrainingConfig)
+        if section is None and "." in path and "<" not in path
+    ]
 
 
 @settings(max_examples=120, deadline=None)
 @given(path=st.sampled_from(leaf_paths()), data=st.data())
 def test_one_wrong_letter_still_finds_the_key(path, data):
-    section, key = path.split(".")
+    section, _, key = path.rpartition(".")
     position = data.draw(st.integers(0, len(key) - 1))
     letter = data.draw(st.sampled_from(string.ascii_lowercase))
     typo = key[:position] + letter + key[position + 1 :]
@@ -321,7 +325,17 @@ def chosen_with(path):
 def number_paths():
     # The bounds of beta contradict each other as well; that is tested by itself.
     fields = {path: field for path, field, _ in walk(TrainingConfig) if field.annotation is float}
-    return [path for path in fields if "beta_update.beta_" not in path]
+    return [
+        path
+        for path, field in fields.items()
+        if "beta_update.beta_" not in path and "<" not in path and bounds_of(field) is not None
+    ]
+
+
+def value_at(document, path):
+    for key in path.split("."):
+        document = document[key]
+    return document
 
 
 @settings(max_examples=200, deadline=None)
@@ -333,8 +347,7 @@ def test_a_number_is_accepted_exactly_within_its_documented_range(path, value):
     above = bounds.low is None or (value >= bounds.low if bounds.low_closed else value > bounds.low)
     below = bounds.high is None or (value <= bounds.high if bounds.high_closed else value < bounds.high)
     if above and below and math.isfinite(value):
-        section, key = path.split(".")
-        assert config_with(**given).to_dict()[section][key] == float(value)
+        assert value_at(config_with(**given).to_dict(), path) == float(value)
     else:
         (problem,) = problems_of(**given)
         assert problem.startswith(f"{path} must ")

@@ -10,6 +10,7 @@ COMMANDS = {
     "train-dpo": ("train_dpo", "train a policy on preference pairs"),
     "train-sft": ("train_sft", "fine-tune a model on conversations"),
     "evaluate": ("evaluate", "generate with several models, judge, and report win rates"),
+    "rollout": ("rollout", "sample responses, label them, and make pairs for train-dpo"),
     "judge": ("judge", "judge the outputs of an evaluation: its stage judge alone"),
     "export": ("export", "outputs or verdicts in the files of AlpacaEval or Arena-Hard"),
     "score": ("score", "rewards and margins of a trained policy for given pairs"),

@@ -23,7 +23,7 @@ from dynamic_dpo.config.sections.controller import (
     RiskTargetSection,
     RiskTestSection,
 )
-from dynamic_dpo.config.sections.engine import EngineSection, PeftSection, RolloutSection
+from dynamic_dpo.config.sections.engine import EngineSection, PeftSection
 from dynamic_dpo.config.sections.evaluation import (
     EvaluatedModelSection,
     EvaluationDatasetSection,
@@ -38,6 +38,7 @@ from dynamic_dpo.config.sections.methods import (
     unread_settings,
     with_method_sections,
 )
+from dynamic_dpo.config.sections.rollouts import RolloutSection
 from dynamic_dpo.config.sections.training import DatasetSection, DPOTrainingSection, SFTTrainingSection
 from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.methods.table import METHODS
@@ -83,7 +84,7 @@ else:
 
 
 class TrainingConfig(_WithMethods):
-    """The file of ``train-dpo`` and ``train-sft``; made by :func:`get_training_config`."""
+    """The file of ``train-dpo``, ``train-sft`` and ``dynamic-dpo rollout``; made by :func:`get_training_config`."""
 
     margin_log: MarginLogSection = Field(default_factory=MarginLogSection)
     engine: EngineSection = Field(default_factory=EngineSection)

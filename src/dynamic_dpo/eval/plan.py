@@ -131,9 +131,9 @@ class EvaluationPlan:
         generation = asdict(self.generation)
         for name in ("batch_size", "tensor_parallel_size", "gpu_memory_utilization", "enforce_eager"):
             del generation[name]
-        for name in ("max_model_len", "quantization"):
+        for name in ("min_new_tokens", "max_model_len", "quantization"):
             # Version 0.2 did not know them, and its folders are to be found again.
-            if generation[name] is None:
+            if not generation[name]:
                 del generation[name]
         del generation["server"]
         if self.generation.engine == "server":

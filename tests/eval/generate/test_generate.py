@@ -77,6 +77,24 @@ PROMPTS: list[Any] = [
 ]
 
 
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_no_output_stops_before_its_fewest_tokens(do_sample: bool) -> None:
+    model, tokenizer = make_model(), make_tokenizer()
+    how: dict[str, Any] = {"max_new_tokens": 8, "num_samples": 12 if do_sample else 1, "do_sample": do_sample}
+    free = generate(model, tokenizer, PROMPTS, temperature=2.0, **how)
+    held = generate(model, tokenizer, PROMPTS, temperature=2.0, min_new_tokens=5, **how)
+    assert all(5 <= len(output.token_ids) <= 8 for output in held)
+    if do_sample:
+        assert any(len(output.token_ids) < 5 for output in free)
+        assert any(output.finished for output in held)
+    # Outputs that never wanted to stop earlier are the same.
+    for before, after in zip(free, held, strict=True):
+        if len(before.token_ids) >= 5:
+            assert after == before
+    with pytest.raises(ConfigError, match=r"min_new_tokens must lie in \[0, 8\] .* got 9"):
+        generate(model, tokenizer, PROMPTS, min_new_tokens=9, **how)
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "mpt"])
 @pytest.mark.parametrize(
     "how",

@@ -112,6 +112,7 @@ def test_a_complete_file_loads_no_model(model: Path, tmp_path: Path) -> None:
 
 CHANGES: dict[str, dict[str, Any]] = {
     "max_new_tokens": {"max_new_tokens": 5},
+    "min_new_tokens": {"min_new_tokens": 1},
     "temperature": {"temperature": 0.8},
     "top_p": {"top_p": 0.5},
     "seed": {"seed": 4},

@@ -145,7 +145,7 @@ def adapter(folder: Path, model: Path, rank: int, **more: Any) -> Path:
 
 
 def test_vllm_is_given_ids_and_a_seed_for_each_output(model: Path, double: Double) -> None:
-    engine = open_engine(find_model(str(model)), settings(tensor_parallel_size=2))
+    engine = open_engine(find_model(str(model)), settings(tensor_parallel_size=2, min_new_tokens=3))
     outputs = engine.write(ASKED)
     assert double.prompts[0] == {"prompt_token_ids": [4, 95]}  # w0, and w91 of the template's end
     assert [(o.sample, o.finished, o.token_ids, o.text) for o in outputs[:2]] == [
@@ -155,6 +155,7 @@ def test_vllm_is_given_ids_and_a_seed_for_each_output(model: Path, double: Doubl
     assert len({params.seed for params in double.sampling}) == 4
     assert all(0 <= params.seed < 2**63 and params.max_tokens == 6 for params in double.sampling)
     assert double.sampling[0].stop_token_ids == [2]
+    assert double.sampling[0].min_tokens == 3
     assert (double.options["tensor_parallel_size"], double.options["dtype"]) == (2, "bfloat16")
     assert double.options["generation_config"] == "vllm"
     assert engine.max_length == MODEL_LENGTH

@@ -67,6 +67,7 @@ def generate(
     prompts: Sequence[Prompt],
     *,
     max_new_tokens: int = 128,
+    min_new_tokens: int = 0,
     temperature: float = 1.0,
     top_p: float = 1.0,
     do_sample: bool = True,
@@ -85,6 +86,7 @@ def generate(
         tokenizer: Its tokenizer.
         prompts: Plain texts, continued as they stand, or lists of chat messages for the template.
         max_new_tokens: Longest output in tokens.
+        min_new_tokens: Shortest output in tokens: before that no stop token can be written.
         temperature: Divides the logits before sampling; positive.
         top_p: Probability of the nucleus to sample from, in (0, 1].
         do_sample: ``False`` takes the most likely token each time; temperature and top_p then say nothing.
@@ -102,6 +104,10 @@ def generate(
         ModelError: If the model is no decoder-only model with a cache, or the template is missing or wrong.
     """
     _check_settings(max_new_tokens, temperature, top_p, batch_size, num_samples)
+    if not 0 <= min_new_tokens <= max_new_tokens:
+        raise ConfigError(
+            f"generation.min_new_tokens must lie in [0, {max_new_tokens}] (max_new_tokens), got {min_new_tokens}"
+        )
     rendered = [tuple(render_prompt(tokenizer, prompt)) for prompt in prompts]
     _check_room(model, rendered, max_new_tokens)
     rows = [
@@ -112,12 +118,15 @@ def generate(
     # Like lengths side by side waste no padding; the longest first, so that memory runs out now or never.
     rows.sort(key=lambda row: (-len(row.ids), row.place))
 
+    stop_ids = stop_token_ids(tokenizer, getattr(model, "generation_config", None))
+
     def next_tokens(logits: Tensor, keys: Tensor, step: int) -> Tensor:
+        if step < min_new_tokens:
+            logits = logits.index_fill(-1, torch.tensor(stop_ids, device=logits.device), -torch.inf)
         if not do_sample:
             return logits.argmax(dim=-1)
         return sample_tokens(logits, keys, step, temperature=temperature, top_p=top_p)
 
-    stop_ids = stop_token_ids(tokenizer, getattr(model, "generation_config", None))
     written: dict[int, _Written] = {}
     # disable=None shows the bar on a terminal only.
     bar = tqdm(total=len(rows), desc="Generating", unit="output", disable=None if progress else True)

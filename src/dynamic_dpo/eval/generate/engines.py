@@ -42,6 +42,7 @@ class TransformersEngine:
             self.tokenizer,
             prompts,
             max_new_tokens=settings.max_new_tokens,
+            min_new_tokens=settings.min_new_tokens,
             # Without sampling the temperature says nothing, but must still be one.
             temperature=settings.temperature or 1.0,
             top_p=settings.top_p,

@@ -39,6 +39,13 @@ class GenerationSettings:
     """How outputs are written."""
 
     max_new_tokens: int = setting(256, "Most tokens of an output.", key="generation.max_new_tokens", ge=1)
+    min_new_tokens: int = setting(
+        0,
+        "Fewest tokens of an output: before that it cannot stop.",
+        key="generation.min_new_tokens",
+        ge=0,
+        at_most="max_new_tokens",
+    )
     temperature: float = setting(
         0.7, "Sampling temperature; 0: the likeliest token.", key="generation.temperature", ge=0
     )
@@ -160,6 +167,8 @@ class GenerationSettings:
             same["server"] = self.server.identity()
         if self.samples:
             same |= {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
+        if self.min_new_tokens:
+            same["min_new_tokens"] = self.min_new_tokens
         # A prompt that is left out at one length may be asked at another.
         chosen = {"max_model_len": self.max_model_len, "quantization": self.quantization}
         return same | {name: value for name, value in chosen.items() if value is not None}

@@ -127,6 +127,7 @@ class VLLMEngine:
             temperature=settings.temperature if settings.samples else 0.0,
             top_p=settings.top_p if settings.samples else 1.0,
             max_tokens=settings.max_new_tokens,
+            min_tokens=settings.min_new_tokens,
             seed=seed if settings.samples else None,
             stop_token_ids=self._stop_ids,
             detokenize=False,

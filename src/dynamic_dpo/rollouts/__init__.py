@@ -1,0 +1,1 @@
+"""Rollouts: from prompts to preference pairs that training takes: sample, label, pair, filter, write."""
