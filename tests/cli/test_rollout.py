@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -164,6 +166,31 @@ def test_a_changed_sampling_is_refused_and_the_folder_stays_as_it_was(
     assert rollout.main([*config, "rollout.temperature=0.5"]) == 2
     assert "policy.temperature was 1.0, is 0.5" in capsys.readouterr().err
     assert files_of(tmp_path / "out") == before
+
+
+def test_a_full_disk_ends_in_advice_and_the_same_command_goes_on(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ["--config", str(write_config(tmp_path, model))]
+    assert rollout.main([*config, f"rollout.output_dir={tmp_path / 'whole'}"]) == 0
+    write, left = os.write, [12]
+
+    def full(file: int, data: Any) -> int:
+        left[0] -= file > 2
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, data)
+
+    for room in (3, 12, 8):
+        left[0] = room
+        monkeypatch.setattr(os, "write", full)
+        assert rollout.main(config) == 1
+        monkeypatch.setattr(os, "write", write)
+        assert "free some space" in capsys.readouterr().err
+    assert rollout.main(config) == 0
+    whole, ours = files_of(tmp_path / "whole"), files_of(tmp_path / "out")
+    for name in ("outputs.jsonl", "scores.jsonl", "pairs.jsonl", "report.html"):
+        assert ours[name] == whole[name]
 
 
 def test_merge_says_what_it_needs(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,6 +69,18 @@ def _evaluation(count: int) -> Line:
     )
 
 
+def _rollout(count: int) -> Line:
+    from torture.rolling import kill_rollouts
+
+    outcomes = [kill_rollouts(count, number=number) for number in (signal.SIGKILL, signal.SIGTERM)]
+    kills, terms = outcomes
+    return Line(
+        "SIGKILL and SIGTERM in a rollout, all stages: another file, an answer written or a score asked for twice",
+        f"{kills.kills} kills, {terms.kills} signals, {kills.runs + terms.runs} rollouts",
+        [fault for outcome in outcomes for fault in outcome.different],
+    )
+
+
 def _strike(kind: str) -> Callable[[int], Line]:
     what = {
         "kill": "process killed",
@@ -200,6 +212,7 @@ TORTURES: dict[str, tuple[Callable[[int], Line], int]] = {
     "term": (_term, 60),
     "phases": (_phases, 20),
     "evaluation": (_evaluation, 20),
+    "rollout": (_rollout, 60),
     "places-kill": (_strike("kill"), 10_000),
     "places-full": (_strike("full"), 10_000),
     "places-cut": (_strike("cut"), 10_000),
