@@ -1,6 +1,7 @@
 """The checked configuration: defaults, keys, ranges, contradictions, and how mistakes are worded."""
 
 import math
+import re
 import string
 from difflib import SequenceMatcher
 from typing import get_args
@@ -221,6 +222,11 @@ def test_a_wrong_value_is_worded_with_its_path_what_was_expected_and_what_was_gi
             {"rollout": {"max_new_tokens": 4, "min_new_tokens": 8}},
             "rollout.max_new_tokens must be at least rollout.min_new_tokens (8), got 4",
         ),
+        (
+            {"rollout": {"server": {"initial_backoff": 90}}},
+            "rollout.server.max_backoff must be at least rollout.server.initial_backoff (90), "
+            "got 60.0 (the default)",
+        ),
     ],
 )
 def test_keys_that_contradict_each_other_are_both_named(sections, problem):
@@ -323,12 +329,12 @@ def chosen_with(path):
 
 
 def number_paths():
-    # The bounds of beta contradict each other as well; that is tested by itself.
+    # The bounds of beta, and the waits between tries, contradict each other as well; that is tested by itself.
     fields = {path: field for path, field, _ in walk(TrainingConfig) if field.annotation is float}
     return [
         path
         for path, field in fields.items()
-        if "beta_update.beta_" not in path and "<" not in path and bounds_of(field) is not None
+        if not re.search(r"beta_update\.beta_|_backoff$|<", path) and bounds_of(field) is not None
     ]
 
 

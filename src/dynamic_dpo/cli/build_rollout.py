@@ -72,12 +72,14 @@ def _model(config: TrainingConfig, name: str, path: str) -> ModelSpec:
 
 
 def _generation(config: TrainingConfig) -> GenerationSettings:
+    from dynamic_dpo.eval.generate.server_settings import ServerSettings
     from dynamic_dpo.eval.generate.settings import GenerationSettings
 
     section = config.rollout
     names = {entry.name for entry in fields(GenerationSettings)} & set(type(section).model_fields)
-    values = {name: getattr(section, name) for name in names}
-    return GenerationSettings(**values, num_samples=section.responses_per_prompt)
+    values = {name: getattr(section, name) for name in names - {"server"}}
+    server = ServerSettings(**section.server.model_dump())
+    return GenerationSettings(**values, server=server, num_samples=section.responses_per_prompt)
 
 
 # ---- labels ----

@@ -16,6 +16,7 @@ from dynamic_dpo.config.base import Section, refuse, refuse_fault
 from dynamic_dpo.config.from_settings import settings_section
 from dynamic_dpo.config.sections.evaluation import EvaluationDatasetSection, OracleSection
 from dynamic_dpo.config.sections.judging import JudgeSection
+from dynamic_dpo.eval.generate.server_settings import ServerSettings
 from dynamic_dpo.eval.generate.settings import EngineName, GenerationSettings
 from dynamic_dpo.eval.prompts.render import PromptFormat
 from dynamic_dpo.rollouts.settings import PairingSettings
@@ -56,25 +57,28 @@ class _PromisedKeys(Section):
 
 
 # Of the engines' settings these stand above, or say nothing where answers are sampled.
-_SAID = {*_PromisedKeys.model_fields, "num_samples", "do_sample"}
+_SAID = {*_PromisedKeys.model_fields, "num_samples", "do_sample", "server"}
 
 
-def _further_settings() -> type[Any]:
-    """Return the settings of the engines that are not said above, to stand under their own names."""
-    kinds = kinds_of(GenerationSettings)
+def _under_own_names(component: type[Any], *, without: Container[str] = ()) -> type[Any]:
+    """Return the settings of a component, to stand under their own names in a section of ours."""
+    kinds = kinds_of(component)
     return make_dataclass(
-        "FurtherSettings",
+        f"{component.__name__}OfRollouts",
         [
             (
                 entry.name,
                 kinds[entry.name],
                 field(default=entry.default, metadata={"stated": replace(stated_by(entry), key="")}),
             )
-            for entry in fields(GenerationSettings)
-            if entry.name not in _SAID
+            for entry in fields(component)
+            if entry.name not in without
         ],
         frozen=True,
     )
+
+
+_FurtherSettings = _under_own_names(GenerationSettings, without=_SAID)
 
 
 def _keys_of(section: type[Section], names: Container[str]) -> dict[str, Any]:
@@ -82,7 +86,7 @@ def _keys_of(section: type[Section], names: Container[str]) -> dict[str, Any]:
     return {name: (info.annotation, info) for name, info in section.model_fields.items() if name in names}
 
 
-FURTHER_SETTINGS = tuple(entry.name for entry in fields(_further_settings()))
+FURTHER_SETTINGS = tuple(entry.name for entry in fields(_FurtherSettings))
 """Names of the engines' settings that stand in the section under their own names."""
 
 ORACLE_KEYS = tuple(name for name in OracleSection.model_fields if name not in ("randomize_order", "seed"))
@@ -163,7 +167,13 @@ class RolloutJudgeSection(_ChatJudgeKeys):  # type: ignore[misc]
     )
 
 
-class RolloutSection(settings_section("rollout", _further_settings(), own=True, base=_PromisedKeys)):  # type: ignore[misc]
+class RolloutServerSection(
+    settings_section("rollout.server", _under_own_names(ServerSettings), own=True)  # type: ignore[misc]
+):
+    """The server that rollout.engine=server asks: any that speaks OpenAI's protocol."""
+
+
+class RolloutSection(settings_section("rollout", _FurtherSettings, own=True, base=_PromisedKeys)):  # type: ignore[misc]
     """Sampling responses, labelling them, and making pairs: `dynamic-dpo rollout`."""
 
     prompt_template: str | None = Field(
@@ -193,6 +203,7 @@ class RolloutSection(settings_section("rollout", _further_settings(), own=True, 
         default={}, description="Scorers by a name of your choice, with judge scorers."
     )
     gpt4_oracle: RolloutJudgeSection = Field(default_factory=RolloutJudgeSection)
+    server: RolloutServerSection = Field(default_factory=RolloutServerSection)
 
     @field_validator("output_dir")
     @classmethod
