@@ -14,6 +14,7 @@ COMMANDS = {
     "judge": ("judge", "judge the outputs of an evaluation: its stage judge alone"),
     "export": ("export", "outputs or verdicts in the files of AlpacaEval or Arena-Hard"),
     "score": ("score", "rewards and margins of a trained policy for given pairs"),
+    "merge": ("merge", "an ordinary model folder from the checkpoint of an interrupted run"),
     "report": ("report", "write a page and plots from a run's folder"),
     "memory": ("memory", "estimate the memory that each GPU needs, with the arithmetic"),
     "replay": ("replay", "what other controllers would have done on a run's margins"),

@@ -140,6 +140,22 @@ def load_model(source: ModelSource, **kwargs: Any) -> Any:
     return model
 
 
+def load_config(source: ModelSource) -> Any:
+    """Load a model's configuration.
+
+    Raises:
+        ModelError: If there is none.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source.location, **source.load_kwargs, **SAFE_LOADING)
+    except _NOT_LOADABLE as error:
+        raise ModelError(
+            f"the configuration of model {source.name!r} cannot be loaded: {_first_lines(error)}"
+        ) from error
+
+
 def load_tokenizer(source: ModelSource) -> Any:
     """Load the tokenizer that belongs to a model.
 
