@@ -248,6 +248,14 @@ def test_what_packed_attention_cannot_do_is_refused(arguments: dict[str, Any], r
     assert "engine.layout=plain" in str(refusal.value) or "set attention_dropout to 0" in str(refusal.value)
 
 
+def test_a_model_that_loses_the_spans_on_the_way_is_refused() -> None:
+    """Without them its rows would attend to everything."""
+    model = tiny("StableLm", {})
+    model.set_attn_implementation(PACKED_ATTENTION)
+    with pytest.raises(ValueError, match=r"did not reach StableLmAttention.* engine\.layout=plain"):
+        logps(model, packed_rows(pairs()))
+
+
 def test_what_changes_nothing_is_let_pass() -> None:
     plain = call()[0]
     options = {

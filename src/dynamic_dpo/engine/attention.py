@@ -136,9 +136,15 @@ def _attention_forward(
     """Answer a transformers attention layer: packed where ``spans`` came with the call, else as ``sdpa``.
 
     Raises:
-        ValueError: If ``spans`` came and the layer asks for what packed attention cannot do.
+        ValueError: If ``spans`` came and the layer asks for what packed attention cannot do, or they got lost.
     """
     if spans is None:
+        # The placeholder of packed rows, which hides nothing: no mask of more than one query has one element.
+        if query.shape[2] > 1 and attention_mask is not None and attention_mask.numel() == 1:
+            raise ValueError(
+                f"packed attention goes by spans, and they did not reach {type(module).__name__}: its model does not "
+                "pass on what comes with a call; set engine.layout=plain"
+            )
         if softcap is not None or s_aux is not None:
             return _unpacked(module, query, key, value, attention_mask, softcap, s_aux, options), None
         result: tuple[Tensor, None] = sdpa_attention_forward(
