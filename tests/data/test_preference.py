@@ -99,6 +99,7 @@ BAD = {
     "missing_field": ("text", {"prompt": "Q", "chosen": "yes", "rejected": None}),
     "not_text": ("hh", {"chosen": HH["chosen"], "rejected": 3}),
     "bad_message": ("messages", CONVERSATION | {"chosen": [{"role": "assistant"}]}),
+    "has_images": ("text", TEXT | {"images": [{"path": "cat.png", "bytes": None}]}),
     "bad_token_ids": ("token_ids", IDS | {"chosen_ids": [1, -1]}),
     "no_assistant_turn": ("hh", {"chosen": "\n\nHuman: Q", "rejected": "x"}),
     "no_common_prompt": ("hh", HH | {"rejected": "\n\nHuman: other\n\nAssistant: no"}),
@@ -127,10 +128,16 @@ def test_bad_row_is_named_by_its_reason(reason):
         ("bad_message", "messages", CONVERSATION | {"chosen": 5}),
         ("bad_message", "messages", CONVERSATION | {"chosen": [{"role": "", "content": "x"}]}),
         (
-            "bad_message",
+            "has_images",
             "messages",
             CONVERSATION | {"chosen": [{"role": "assistant", "content": [{"type": "image"}]}]},
         ),
+        (
+            "has_images",
+            "messages",
+            CONVERSATION | {"prompt": [USER, {"role": "user", "content": [{"type": "video"}]}]},
+        ),
+        ("has_images", "token_ids", IDS | {"image": b"GIF89a"}),
         ("bad_token_ids", "token_ids", IDS | {"prompt_ids": "12"}),
         ("bad_token_ids", "token_ids", IDS | {"prompt_ids": [True]}),
         ("bad_token_ids", "token_ids", IDS | {"prompt_ids": [2**31]}),
@@ -297,3 +304,7 @@ def test_unknown_kind_is_an_error_that_lists_the_known_ones():
 def test_dataset_is_passed_through_as_it_is():
     dataset = Dataset.from_list([HH])
     assert as_dataset(dataset) is dataset
+
+
+def test_empty_columns_of_images_are_none():
+    assert read_pair(TEXT | {"images": [], "video": None}, "text") == read_pair(TEXT, "text")

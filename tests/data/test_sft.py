@@ -63,6 +63,8 @@ def test_every_shape_gives_the_same_example(row):
     [
         ("text", "not_an_object"),
         ({"messages": "text"}, "bad_message"),
+        ({"messages": [USER, YES], "images": ["cat.png"]}, "has_images"),
+        ({"messages": [USER | {"content": [{"type": "image"}]}, YES]}, "has_images"),
         ({"messages": [USER]}, "answer_not_assistant"),
         ({"messages": [YES]}, "empty_prompt"),
         ({"messages": [USER, {"role": "assistant", "content": " "}]}, "empty_chosen"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dynamic_dpo.engine.scorer import PairScorer
 from dynamic_dpo.errors import ModelError
 from dynamic_dpo.models.sources import (
     file_fingerprint,
@@ -17,6 +18,8 @@ from dynamic_dpo.models.sources import (
     resolve_model,
     weights_fingerprint,
 )
+from families.configurations import tiny_model
+from families.family_check import some_pairs
 from tiny import tiny_llama, word_tokenizer
 
 
@@ -26,6 +29,22 @@ def saved(tmp_path: Path) -> Path:
     tiny_llama().save_pretrained(folder)
     word_tokenizer().save_pretrained(folder)
     return folder
+
+
+def test_a_model_of_pictures_and_text_loads_and_scores_text_as_alone(tmp_path: Path) -> None:
+    model = tiny_model("qwen2_5_vl")
+    model.save_pretrained(tmp_path)
+    loaded = load_model(resolve_model(str(tmp_path)))
+    assert type(loaded) is type(model)
+    scorer = PairScorer(loaded)
+    assert scorer.layout == "packed"
+    pairs = some_pairs()
+    scored = torch.stack(scorer.score(loaded, pairs)[:2], 1)
+    sequences = [(p, c) for p, both in zip(pairs.prompts, pairs.completions, strict=True) for c in both]
+    for ours, (prompt, completion) in zip(scored.flatten(), sequences, strict=True):
+        logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
+        logps = logits.log_softmax(-1).gather(1, torch.tensor(completion)[:, None])
+        torch.testing.assert_close(ours, logps.sum(), rtol=1e-5, atol=1e-5)
 
 
 def package_with(monkeypatch: pytest.MonkeyPatch, folder: Path, *files: str) -> None:

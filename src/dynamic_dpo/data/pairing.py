@@ -15,6 +15,19 @@ from dynamic_dpo.utils.templates import parse_hh_to_messages
 
 TOKEN_FIELDS: Final = ("prompt_ids", "chosen_ids", "rejected_ids")
 
+# Columns and parts of a message that hold what is no text; under other names a model would not be given it either.
+_NOT_TEXT: Final = (
+    "image",
+    "images",
+    "image_url",
+    "input_image",
+    "video",
+    "videos",
+    "audio",
+    "audios",
+    "input_audio",
+)
+
 Message = dict[str, str]
 Part = str | list[Message] | list[int]
 
@@ -86,6 +99,7 @@ def read_pair(row: object, kind: str, *, as_messages: bool = False) -> Pair | Sa
     """
     if not isinstance(row, Mapping):
         raise BadRow("not_an_object", row)
+    refuse_images(row)
     pair = ROW_KINDS[kind].read(row, as_messages)
     if as_messages and ROW_KINDS[kind].parts == "text":
         pair = _to_messages(Pair(*pair[:3]))
@@ -117,6 +131,18 @@ def required(row: Mapping[str, Any], field: str) -> Any:
     if value is None:
         raise BadRow("missing_field", f"{field} is missing in {row!r}")
     return value
+
+
+def refuse_images(row: Mapping[str, Any]) -> None:
+    """Raise ``has_images`` for a row with a column of images, sound or video that is not empty.
+
+    Example:
+        >>> refuse_images({"prompt": "What is this?", "images": []})
+    """
+    for name in _NOT_TEXT:
+        value = row.get(name)
+        if value is not None and not (isinstance(value, list) and not value):
+            raise BadRow("has_images", f"column {name} holds {type(value).__name__}")
 
 
 def text_field(row: Mapping[str, Any], field: str) -> str:
@@ -251,6 +277,10 @@ def _clean(text: str) -> str:
 def _message(item: Any) -> Message:
     role = item.get("role") if isinstance(item, Mapping) else None
     content = item.get("content") if isinstance(item, Mapping) else None
+    parts = content if isinstance(content, list) else ()
+    kinds = {part.get("type") for part in parts if isinstance(part, Mapping)}
+    if unread := [name for name in _NOT_TEXT if name in kinds]:
+        raise BadRow("has_images", f"a message of {role} has a part of type {unread[0]}")
     if isinstance(content, list) and all(isinstance(p, Mapping) and p.get("type") == "text" for p in content):
         content = "".join(str(part.get("text") or "") for part in content)
     if not isinstance(role, str) or not role or not isinstance(content, str):

@@ -43,6 +43,7 @@ def read_example(row: object, *, as_messages: bool) -> Example:
     """
     if not isinstance(row, Mapping):
         raise BadRow("not_an_object", row)
+    pairing.refuse_images(row)
     if row.get("messages") is not None:
         example = _split_conversation(pairing.read_messages(row["messages"]), row)
     elif row.get("completion") is not None:

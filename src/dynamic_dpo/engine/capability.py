@@ -89,6 +89,8 @@ def reason_against_packing(model: Any) -> str | None:
     is_the_default = implementation == "eager" and not getattr(model, "_supports_sdpa", True)
     if implementation not in ("sdpa", PACKED_ATTENTION) and not is_the_default:
         return f"its attention implementation is {implementation!r}, not 'sdpa'"
+    if not model._can_set_attn_implementation():
+        return "its attention does not go through transformers' interface"
     if any(getattr(config, name, 0.0) for name in ("attention_dropout", "attn_pdrop")):
         return "its attention has dropout"
     if model.device.type not in ("cpu", "cuda"):
@@ -147,7 +149,7 @@ def _try_layouts(model: Any, pairs: PairBatch, plain: Rows) -> Capability:
             return reason, fixed_length(model)
         with windows_of(model, WIDE):
             reason = reason_against_layout(model, rows, wide)
-        return reason, min([*windows, fixed_length(model) or windows[0]])
+        return reason, None if reason else min([*windows, fixed_length(model) or windows[0]])
 
     refused, longest_shared = judged(shared)
     against, longest_packed = reason_against_packing(model), None

@@ -33,8 +33,10 @@ class RouterLoss(NamedTuple):
     num_experts: int
     top_k: int
 
-    def of(self, output: Any, rows: Rows) -> Tensor:
-        """Return the loss of a base model's output, without the coefficient. Shape []."""
+    def of(self, output: Any, rows: Rows) -> Tensor | None:
+        """Return the loss of a base model's output, without the coefficient, shape []; ``None`` without experts."""
+        if not output.router_logits:
+            return None  # A family's model may have been made without.
         return self.function(output.router_logits, self.num_experts, self.top_k, rows.padding_mask())
 
 

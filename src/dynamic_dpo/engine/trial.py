@@ -227,6 +227,8 @@ def _head_at(model: Any, rows: Rows, *, factor: float) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: If the head does not get what the base model returns.
     """
+    if model.base_model is model:
+        raise ValueError("there is no base model within the model")
     states: list[Tensor] = []
 
     def multiply(_: nn.Module, __: Any, output: Any) -> Any:
@@ -236,11 +238,17 @@ def _head_at(model: Any, rows: Rows, *, factor: float) -> tuple[Tensor, Tensor]:
         output[next(iter(output))] = states[-1]
         return output
 
-    hook = model.base_model.register_forward_hook(multiply)
-    try:
-        logits = model(input_ids=rows.input_ids, attention_mask=rows.padding_mask(), use_cache=False).logits
-    finally:
-        hook.remove()
+    # OPT calls the decoder within its base model, whose states that returns as they are.
+    decoder = getattr(model.base_model, "decoder", None)
+    for source in (model.base_model, decoder):
+        if not states and isinstance(source, nn.Module):
+            hook = source.register_forward_hook(multiply)
+            try:
+                logits = model(
+                    input_ids=rows.input_ids, attention_mask=rows.padding_mask(), use_cache=False
+                ).logits
+            finally:
+                hook.remove()
     if len(states) != 1:
         raise ValueError("the model does not call its base model once")
     chosen = [part.flatten(0, 1).index_select(0, rows.predictors) for part in (states[0], logits)]
@@ -275,7 +283,9 @@ def windows_of(model: nn.Module, width: int) -> Iterator[None]:
 def window_widths(model: Any) -> list[int]:
     """Return the widths of all windows that the model's configuration names, in tokens."""
     config = model.config.get_text_config()
-    if not getattr(config, "use_sliding_window", True):
+    kinds = getattr(config, "layer_types", None)
+    has_none = kinds and all(kind == "full_attention" for kind in kinds)
+    if has_none or not getattr(config, "use_sliding_window", True):
         return []
     values = (getattr(config, name, None) for name in WINDOW_SETTINGS)
     return [value for value in values if type(value) is int and value > 0]

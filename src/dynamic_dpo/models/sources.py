@@ -104,7 +104,7 @@ def _single_gguf(name: str, folder: Path) -> ModelSource:
 
 
 def load_model(source: ModelSource, **kwargs: Any) -> Any:
-    """Load a causal language model, in float32 unless ``dtype`` says otherwise.
+    """Load a causal language model, in float32 unless ``dtype`` says otherwise; for text, one of pictures too.
 
     Weights stay in float32 under bf16 training too (autocast does the arithmetic): steps of 5e-7 are below
     bfloat16's resolution.
@@ -113,11 +113,10 @@ def load_model(source: ModelSource, **kwargs: Any) -> Any:
         ModelError: If it cannot be loaded, with the library's reason.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     def read(location: str, options: dict[str, Any], gguf: dict[str, Any]) -> Any:
         options = {"dtype": torch.float32, **SAFE_LOADING, "weights_only": True, **options}
-        model = AutoModelForCausalLM.from_pretrained(location, **gguf, **options)
+        model = _model_class(location, gguf).from_pretrained(location, **gguf, **options)
         if gguf:
             # The weights are dequantised now; a saved copy that says otherwise could not be loaded again.
             del model.config.quantization_config
@@ -154,6 +153,21 @@ def load_config(source: ModelSource) -> Any:
         raise ModelError(
             f"the configuration of model {source.name!r} cannot be loaded: {_first_lines(error)}"
         ) from error
+
+
+def _model_class(location: str, gguf: dict[str, Any]) -> Any:
+    """Return the class that loads a model: that of causal language models, where it knows the family."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    )
+
+    if gguf:
+        return AutoModelForCausalLM
+    kind = type(AutoConfig.from_pretrained(location, **SAFE_LOADING))
+    takes_pictures = kind not in MODEL_FOR_CAUSAL_LM_MAPPING and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return AutoModelForImageTextToText if takes_pictures else AutoModelForCausalLM
 
 
 def load_tokenizer(source: ModelSource) -> Any:
