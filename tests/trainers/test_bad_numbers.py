@@ -112,7 +112,7 @@ def test_a_nan_loss_stays_in_its_own_entry_whatever_is_saved_with_it(tmp_path: P
 def test_a_gradient_after_bad_margins_is_not_counted_twice() -> None:
     guard = MarginGuard(max_nonfinite=5)
     guard.begin_step()
-    guard.check_margins(torch.tensor([1.0, math.nan]), [7, 8], step=3)
+    guard.check_margins(torch.tensor([1.0, math.nan]), [7, 8], num_tokens=torch.tensor([5, 9]), step=3)
     assert guard.check_gradient(math.nan, [7, 8], step=3) is False
     assert guard.state_dict() == {"num_nonfinite": 1, "num_bad_gradients": 0}
     guard.begin_step()

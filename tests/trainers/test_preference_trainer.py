@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -241,7 +242,7 @@ def test_models_are_taken_by_name_and_a_loaded_reference_is_let_go(tmp_path: Pat
 def test_one_name_for_both_is_the_policys_own_start(tmp_path: Path, saved: list[str]) -> None:
     trainer = make(tmp_path, model=saved[0], ref_model=saved[0], args={"max_steps": 1})
     trainer.train()
-    assert trainer.guard.start_tolerance == 0.01
+    assert trainer.guard.start_arithmetic == torch.float32
     again = make(tmp_path / "again", model=saved[0], args={"max_steps": 1})
     again.train()
     summary = json.loads((tmp_path / "again" / "run_summary.json").read_text())
@@ -327,10 +328,104 @@ def test_the_check_before_the_first_step_sees_a_policy_in_another_dtype(tmp_path
         trainer.train()
 
 
-def test_the_check_before_the_first_step_sees_a_reference_in_another_dtype(tmp_path: Path) -> None:
+def test_a_reference_in_another_dtype_is_allowed_its_rounding_and_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     trainer = make(tmp_path, ref_model=tiny_llama().to(torch.bfloat16))
-    with pytest.raises(ModelError, match=r"before the first step a margin is .* dtype"):
+    trainer.train()
+    assert (
+        "computes in float32 and the reference in bfloat16: every margin carries its rounding" in caplog.text
+    )
+    first = lines(tmp_path / "logs" / "margins" / "margins.jsonl")[0]
+    assert 0.01 < first["std"] < 1
+    with torch.no_grad():
+        other = tiny_llama(seed=0)
+        other.model.embed_tokens.weight.mul_(1.5)
+    trainer = make(tmp_path / "other", ref_model=other.to(torch.bfloat16))
+    trainer.policy.starts_as_reference = True
+    with pytest.raises(
+        ModelError, match=r"before the first step a margin is .* tokens in bfloat16: .* dtype"
+    ):
         trainer.train()
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_policy_with_bfloat16_weights_learns(
+    tmp_path: Path, bf16: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny_llama(dtype=torch.bfloat16)
+    before = {name: weight.float() for name, weight in model.named_parameters()}
+    trainer = make(tmp_path, model=model, args={"bf16": bf16, "learning_rate": 5e-7, "num_train_epochs": 3})
+    trainer.train()
+    assert trainer.state.global_step == 18
+    moved = sum(int((weight != before[name]).sum()) for name, weight in trainer.model.named_parameters())
+    assert moved > 0.99 * sum(weight.numel() for weight in before.values())
+    assert lines(tmp_path / "logs" / "margins" / "margins.jsonl")[0]["std"] == 0
+    assert "what is trained is held in float32" in caplog.text
+    assert "masked away" not in caplog.text
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_bfloat16_base_under_an_adapter_stays_and_margins_begin_at_zero(tmp_path: Path, bf16: bool) -> None:
+    model = tiny_llama(dtype=torch.bfloat16)
+    base = {name: weight.clone() for name, weight in model.named_parameters()}
+    trainer = make(
+        tmp_path,
+        model=model,
+        peft_config=lora(),
+        args={"bf16": bf16, "learning_rate": 1e-2, "num_train_epochs": 2},
+    )
+    trainer.train()
+    parameters = dict(trainer.model.named_parameters())
+    assert {p.dtype for p in parameters.values() if p.requires_grad} == {torch.float32}
+    frozen = {name: p for name, p in parameters.items() if not p.requires_grad}
+    assert {p.dtype for p in frozen.values()} == {torch.bfloat16}
+    assert len(frozen) == len(base)
+    for name, weight in frozen.items():
+        own = name.removeprefix("base_model.model.").replace("base_layer.", "")
+        assert torch.equal(weight, base[own]), name
+    logged = lines(tmp_path / "logs" / "margins" / "margins.jsonl")
+    assert logged[0]["std"] == 0
+    assert logged[-1]["std"] > 0
+    assert train_logs(trainer)[-1]["loss"] < train_logs(trainer)[0]["loss"]
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_twenty_steps_in_bfloat16_have_the_losses_of_float32(tmp_path: Path, adapter: bool) -> None:
+    def losses(name: str, *, bf16: bool) -> list[float]:
+        trainer = make(
+            tmp_path / name,
+            model=tiny_llama(dtype=torch.bfloat16 if bf16 and adapter else torch.float32),
+            peft_config=lora() if adapter else None,
+            train_dataset=random_pairs(8, longest=30),
+            args={"bf16": bf16, "learning_rate": 5e-3 if adapter else 5e-4, "num_train_epochs": 10},
+        )
+        trainer.train()
+        margins = [
+            np.load(path) for path in sorted((tmp_path / name / "logs" / "margins").rglob("step_*.npy"))
+        ]
+        assert len(margins) == 20
+        assert {array.dtype for array in margins} == {np.dtype(np.float32)}
+        assert not margins[0].any()
+        assert margins[-1].all()
+        return [entry["loss"] for entry in train_logs(trainer)]
+
+    float32 = losses("float32", bf16=False)
+    assert float32[-1] < 0.6, "nothing is learned that could differ"
+    assert losses("bf16", bf16=True) == pytest.approx(float32, rel=0.02)
+
+
+def test_two_models_in_bfloat16_are_trained_with_a_reference_that_stays(tmp_path: Path) -> None:
+    reference = tiny_llama(dtype=torch.bfloat16)
+    trainer = make(
+        tmp_path,
+        model=tiny_llama(dtype=torch.bfloat16),
+        ref_model=reference,
+        args={"bf16": True, "max_steps": 2},
+    )
+    trainer.train()
+    assert trainer.guard.start_arithmetic == torch.bfloat16
+    assert {parameter.dtype for parameter in reference.parameters()} == {torch.bfloat16}
 
 
 def test_a_reference_with_other_weights_is_no_reason_to_stop(tmp_path: Path) -> None:

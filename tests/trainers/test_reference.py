@@ -71,6 +71,23 @@ def test_other_weights_another_cut_or_another_dtype_miss(tmp_path: Path) -> None
     assert counted(tmp_path / "d") == (12, 0)
 
 
+@pytest.mark.parametrize("kind", ["float32", "autocast", "weights", "reference"])
+def test_under_sixteen_bits_a_reference_of_another_layout_misses(tmp_path: Path, kind: str) -> None:
+    def settings() -> dict[str, Any]:
+        return {
+            "float32": {},
+            "autocast": {"args": {"bf16": True}},
+            "weights": {"model": tiny_llama(dtype=torch.bfloat16), "peft_config": lora(2)},
+            "reference": {"model": tiny_llama(seed=1), "ref_model": tiny_llama(dtype=torch.bfloat16)},
+        }[kind]
+
+    found = []
+    for number, layout in enumerate(("packed", "plain", "packed")):
+        run(tmp_path / str(number), engine=EngineConfig(layout=layout), **settings())  # type: ignore[arg-type]
+        found.append(counted(tmp_path / str(number)))
+    assert found == [(12, 0), (0, 12) if kind == "float32" else (12, 0), (0, 12)]
+
+
 def test_pairs_that_occur_twice_are_computed_once(tmp_path: Path) -> None:
     rows = random_pairs(4)
     twice = Dataset.from_dict(

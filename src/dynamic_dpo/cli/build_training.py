@@ -98,16 +98,22 @@ def trackers(report: str | Sequence[str]) -> list[str]:
 def load_policy(config: TrainingConfig, source: ModelSource) -> Any:
     """Load the policy with the attention and quantisation the settings ask for.
 
+    The frozen base of an adapter is loaded in bfloat16 where that is the precision: half the memory, and what
+    autocast would round its matrices to anyway. What is trained is float32.
+
     Raises:
         ModelError: If it cannot be loaded.
     """
+    import torch
+
     from dynamic_dpo.models.sources import load_model
 
     options: dict[str, Any] = {}
+    if config.peft is not None and config.precision == "bf16":
+        options["dtype"] = torch.bfloat16
     if config.engine.attn_implementation:
         options["attn_implementation"] = config.engine.attn_implementation
     if config.peft is not None and config.peft.load_in_4bit:
-        import torch
         from transformers import BitsAndBytesConfig
 
         if importlib.util.find_spec("bitsandbytes") is None:

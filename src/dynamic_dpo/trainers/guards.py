@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from dynamic_dpo.engine.rounding import rounding_tolerance
 from dynamic_dpo.errors import ModelError, NonFiniteError
 
 logger = logging.getLogger("dynamic_dpo")
@@ -28,14 +29,14 @@ class MarginGuard:
         num_nonfinite: Such margins so far.
         num_bad_gradients: Steps left out because their gradient was NaN or infinite although the margins were not.
         step_is_bad: Whether the current step has one; its gradients are then no good.
-        start_tolerance: Largest |margin| in nats that rounding explains before the first step; ``None`` where
-            policy and reference differ from the start.
+        start_arithmetic: The arithmetic whose rounding is all that a margin may be before the first step; ``None``
+            where policy and reference differ from the start.
         policy_moved: Whether a step with a positive learning rate was made.
     """
 
-    def __init__(self, *, max_nonfinite: int, start_tolerance: float | None = None) -> None:
+    def __init__(self, *, max_nonfinite: int, start_arithmetic: torch.dtype | None = None) -> None:
         self.max_nonfinite = max_nonfinite
-        self.start_tolerance = start_tolerance
+        self.start_arithmetic = start_arithmetic
         self.num_nonfinite = 0
         self.num_bad_gradients = 0
         self.step_is_bad = False
@@ -55,12 +56,13 @@ class MarginGuard:
         """Forget the last step's verdict."""
         self.step_is_bad = False
 
-    def check_margins(self, margins: Tensor, rows: list[int], *, step: int) -> None:
+    def check_margins(self, margins: Tensor, rows: list[int], *, num_tokens: Tensor, step: int) -> None:
         """Check the margins of one controller batch before the method learns from them.
 
         Args:
             margins: All ranks' margins, on the CPU. Shape [N].
             rows: Index of each pair in its data set.
+            num_tokens: Tokens of each pair's two answers. Shape [N].
             step: Optimizer steps made so far.
 
         Raises:
@@ -71,8 +73,8 @@ class MarginGuard:
         if not bool(finite.all()):
             self._count_nonfinite(margins, rows, finite, step)
         # A trainer may train twice: its second run's step 0 is not the policy's start.
-        if step == 0 and not self.policy_moved and self.start_tolerance is not None:
-            self._check_start(margins[finite])
+        if step == 0 and not self.policy_moved and self.start_arithmetic is not None:
+            self._check_start(margins[finite], num_tokens[finite], self.start_arithmetic)
         elif self.policy_moved and not self._warned_of_zeros:
             self._check_zeros(margins)
 
@@ -123,13 +125,17 @@ class MarginGuard:
                 "learning rate, look at the rows named, or check the model's weights"
             )
 
-    def _check_start(self, margins: Tensor) -> None:
-        worst = float(margins.abs().max()) if margins.numel() else 0.0
-        if self.start_tolerance is not None and worst > self.start_tolerance:
+    def _check_start(self, margins: Tensor, num_tokens: Tensor, arithmetic: torch.dtype) -> None:
+        allowed = rounding_tolerance(num_tokens, arithmetic)
+        excess = margins.abs() / allowed
+        if len(margins) and float(excess.max()) > 1:
+            worst = int(excess.argmax())
             raise ModelError(
-                f"before the first step a margin is {worst:.3g} nats, where identical policy and reference allow "
-                f"{self.start_tolerance:g}: they differ in weights, dtype, dropout or adapter. If the stored "
-                "reference log-probabilities are stale, remove the folder engine.reference_dir points to"
+                f"before the first step a margin is {float(margins[worst]):.3g} nats, where identical policy and "
+                f"reference allow {float(allowed[worst]):.3g} for {int(num_tokens[worst])} tokens in "
+                f"{str(arithmetic).removeprefix('torch.')}: they differ in weights, dtype, dropout (or what else the "
+                "model draws in training) or adapter. If the stored reference log-probabilities are stale, remove "
+                "the folder engine.reference_dir points to"
             )
 
     def _check_zeros(self, margins: Tensor) -> None:

@@ -19,6 +19,7 @@ from dynamic_dpo.engine.capability import inference
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.head import LiveReference
 from dynamic_dpo.engine.reference_store import ReferenceStore, default_reference_dir
+from dynamic_dpo.engine.rounding import arithmetic_of
 from dynamic_dpo.engine.router import router_loss_of
 from dynamic_dpo.engine.rows import PairBatch, Rows, row_lengths
 from dynamic_dpo.engine.score import PairLogps
@@ -35,6 +36,7 @@ from dynamic_dpo.models.sources import (
     resolve_model,
     weights_fingerprint,
 )
+from dynamic_dpo.models.trained_weights import hold_trained_weights_in_float32
 from dynamic_dpo.models.vocabulary import check_same_vocabulary_size
 from dynamic_dpo.trainers.reference_pass import ReferencePass, collate_pairs
 
@@ -42,6 +44,8 @@ logger = logging.getLogger("dynamic_dpo")
 
 # Where the self-check looks for its pairs, and the bytes that the logits of one sequence may take in it.
 _PAIRS_TO_CHOOSE_FROM, _MOST_LOGIT_BYTES = 512, 2**30
+# What accelerate's names of mixed precision compute in.
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class PolicyAndReference:
@@ -55,11 +59,13 @@ class PolicyAndReference:
         disable_dropout: Whether dropout is switched off.
         gradient_checkpointing: Whether activations will be recomputed; adapters need inputs with gradients then.
         fingerprint: Fingerprint of the reference's weights where its files are known.
+        autocast: Whether training runs under autocast.
 
     Attributes:
         model: The policy, adapters included.
         tokenizer: The tokenizer.
         is_own_reference: Whether the reference is the policy's own start.
+        reference_dtype: The dtype of the reference's weights.
         starts_as_reference: Whether both start from the same weights, in whatever dtype: margins are then 0.
 
     Raises:
@@ -76,6 +82,7 @@ class PolicyAndReference:
         disable_dropout: bool,
         gradient_checkpointing: bool,
         fingerprint: str | None,
+        autocast: bool = False,
     ) -> None:
         self.owns_reference = self.keeps_reference = False
         self._reference_scorer: PairScorer | None = None
@@ -103,13 +110,16 @@ class PolicyAndReference:
         self.has_fresh_adapter = peft_config is not None
         if peft_config is not None:
             policy = _add_adapter(policy, peft_config, gradient_checkpointing)
+        hold_trained_weights_in_float32(policy, autocast=autocast)
         self.configured_dropout = None
         if disable_dropout:
             switch_off_dropout(policy)
             self.configured_dropout = ConfiguredDropout(policy)
         if ref_model is not None:
             check_same_vocabulary_size(policy, ref_model)
-        self.model = policy
+        self.model: Any = policy
+        reference: Any = self.model if ref_model is None else ref_model
+        self.reference_dtype: torch.dtype = causal_lm(reference).dtype
 
     def build_scorer(
         self,
@@ -247,10 +257,33 @@ class PolicyAndReference:
         return self.reference_model is not None
 
     def _arithmetic(self, accelerator: Any) -> str:
+        """Return what decides the last bits of the reference's log-probabilities, for the key of its store."""
         model = self.reference_model if self.reference_model is not None else causal_lm(self.model)
-        autocast = {"bf16": "+bfloat16", "fp16": "+float16"}.get(accelerator.mixed_precision, "")
-        quantised = "+quantized" if getattr(model, "is_quantized", False) else ""
-        return f"{str(model.dtype).removeprefix('torch.')}{autocast}{quantised}"
+        names = [str(model.dtype).removeprefix("torch.")]
+        autocast = _AUTOCAST.get(accelerator.mixed_precision)
+        if autocast is not None:
+            names.append(str(autocast).removeprefix("torch."))
+        if getattr(model, "is_quantized", False):
+            names.append("quantized")
+        if (autocast or model.dtype).itemsize < 4:
+            # A margin would be off by nats if its two halves came from two layouts: see `engine.rounding`.
+            with autocast_of(accelerator):
+                names.append(self._reference_parts(accelerator.device)[1].layout)
+        return "+".join(names)
+
+    def arithmetic_at_start(self, accelerator: Any) -> torch.dtype:
+        """Return the arithmetic whose rounding the first margins may show: the narrower of both models'."""
+        with autocast_of(accelerator):
+            policy = arithmetic_of(self.scorer.dtype, accelerator.device)
+            reference = arithmetic_of(self.reference_dtype, accelerator.device)
+        if torch.finfo(reference).eps <= torch.finfo(policy).eps:
+            return policy
+        logger.warning(
+            "the policy computes in %s and the reference in %s: every margin carries its rounding, from the first "
+            "step on. Load ref_model in the policy's dtype, or set bf16=True",
+            *(str(dtype).removeprefix("torch.") for dtype in (policy, reference)),
+        )
+        return reference
 
     def _score_reference(self, accelerator: Any, pairs: PairBatch) -> PairLogps:
         with autocast_of(accelerator):

@@ -127,6 +127,7 @@ class PreferenceTrainer(ResumableTrainer):
             peft_config,
             disable_dropout=getattr(args, "disable_dropout", disable_dropout),
             gradient_checkpointing=bool(args.gradient_checkpointing),
+            autocast=args.bf16 or args.fp16,
             fingerprint=reference_fingerprint,
         )
         self.data = ReferencedData(self.policy, self.truncation, getattr(args, "dataset_num_proc", None))
@@ -223,8 +224,7 @@ class PreferenceTrainer(ResumableTrainer):
             self.policy.self_check(self.train_dataset, self.accelerator)
         if self.method.needs.reference and self.policy.starts_as_reference:
             # Equal models: the first margins are 0 but for rounding, or something is wrong.
-            half = self.accelerator.mixed_precision != "no" or self.policy.scorer.dtype.itemsize < 4
-            self.guard.start_tolerance = 1.0 if half else 0.01
+            self.guard.start_arithmetic = self.policy.arithmetic_at_start(self.accelerator)
         for note in self.method.start_notes(self._num_updates_to_expect()):
             logger.info(note)
 

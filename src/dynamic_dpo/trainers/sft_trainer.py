@@ -11,6 +11,7 @@ from typing import Any
 from trl import SFTTrainer
 
 from dynamic_dpo.errors import DataError, ModelError
+from dynamic_dpo.models.trained_weights import hold_trained_weights_in_float32
 from dynamic_dpo.trainers.resumable_trainer import ResumableTrainer
 from dynamic_dpo.utils.secrets import keep_tokens_unsaved
 
@@ -67,6 +68,7 @@ def build_sft_trainer(
         processing_class=tokenizer,
         peft_config=peft_config,
     )
+    hold_trained_weights_in_float32(trainer.model, autocast=args.bf16 or args.fp16)
     _drop_rows_without_completion(trainer, args.max_length)
     return trainer
 

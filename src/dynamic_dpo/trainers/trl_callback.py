@@ -21,6 +21,7 @@ from dynamic_dpo.errors import CheckpointError, ConfigError, ModelError, NonFini
 from dynamic_dpo.methods.risk.config import RiskConfig
 from dynamic_dpo.methods.risk.controller import Risk
 from dynamic_dpo.methods.settings import MAX_NONFINITE
+from dynamic_dpo.models.trained_weights import has_narrow_trained_weights
 
 logger = logging.getLogger("dynamic_dpo")
 
@@ -77,6 +78,11 @@ class RiskBetaCallback(TrainerCallback):  # type: ignore[misc]
             raise ConfigError(f"RiskBetaCallback needs a trl.DPOTrainer, got {type(trainer).__name__}")
         if self.trainer is not None:
             raise ConfigError("this RiskBetaCallback is attached already: make one for each trainer")
+        if has_narrow_trained_weights(trainer.model):
+            logger.warning(
+                "weights of 16 bits are trained, which round a learning rate's small steps away: load the policy "
+                "with dtype=torch.float32, and set bf16=True to compute in bfloat16"
+            )
         args = trainer.args
         device_batch = args.per_device_train_batch_size
         steps = args.gradient_accumulation_steps if self.config.scope == "step" else 1

@@ -147,12 +147,17 @@ class WholeStep:
 
     def _observe(self, seen: Tensor, batch: PairBatch, step: int, on_update: OnUpdate) -> None:
         """Hand the method one controller batch, all ranks' pairs; ``seen`` is margins and evidence, [B, 2]."""
-        rows = torch.tensor(batch.rows, dtype=torch.float64, device=seen.device)
+        tokens = [
+            len(chosen) + len(rejected) for chosen, rejected in zip(batch.chosen, batch.rejected, strict=True)
+        ]
+        facts = torch.tensor([list(batch.rows), tokens], dtype=torch.float64, device=seen.device)
         # One gather and one copy to the host an update; float64 holds row numbers and float32 values exactly.
-        table = torch.cat([seen.double(), rows[:, None]], dim=1)
+        table = torch.cat([seen.double(), facts.T], dim=1)
         gathered = gather_ragged(self.accelerator, table).cpu()
         margins, evidence = (gathered[:, column].to(seen.dtype) for column in range(2))
-        self.guard.check_margins(margins, gathered[:, 2].long().tolist(), step=step)
+        self.guard.check_margins(
+            margins, gathered[:, 2].long().tolist(), num_tokens=gathered[:, 3].long(), step=step
+        )
         reading = self.method.observe(evidence)
         self.num_updates += 1
         self.metrics.add_update(margins, reading)
