@@ -145,6 +145,7 @@ def end_of(trainer: PreferenceTrainer) -> dict[str, Any]:
     logs = run / "logs" / "margins"
     # How long a line is hangs on the name of its folder.
     state.pop("margin_log", None)
+    state["log"].pop("loss_total", None)  # Version 0.2 kept none.
     trained = {n: w for n, w in trainer.model.named_parameters() if w.requires_grad}
     return {
         "log": [_timeless(entry) for entry in trainer.state.log_history if "loss" in entry],

@@ -134,7 +134,7 @@ def digest(trainer: PreferenceTrainer) -> dict[str, str]:
         },
         "controller": trainer.method.state_dict(),
         "counts": [trainer.num_updates, trainer.num_pairs_seen, trainer.state.global_step],
-        "log_history": [_timeless(entry) for entry in trainer.state.log_history if "train_loss" not in entry],
+        "log_history": [_timeless(entry) for entry in trainer.state.log_history],
         "margins": [
             _timeless(json.loads(line)) for line in (logs / "margins.jsonl").read_text().splitlines()
         ],

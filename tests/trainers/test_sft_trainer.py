@@ -38,6 +38,7 @@ def build(folder: Path, **overrides: Any) -> Any:
             output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", **(settings | overrides)
         ),
         train_dataset=Dataset.from_dict(rows),
+        eval_dataset=Dataset.from_dict(rows).select(range(3)),
         tokenizer=word_tokenizer(),
     )
 
@@ -51,8 +52,13 @@ class SignalAfter(TrainerCallback):  # type: ignore[misc]
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def losses(trainer: Any) -> list[float]:
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+def entries(trainer: Any) -> list[dict[str, float]]:
+    """The whole log but for what a clock says."""
+    timeless = ("runtime", "per_second")
+    return [
+        {key: value for key, value in entry.items() if not key.endswith(timeless)}
+        for entry in trainer.state.log_history
+    ]
 
 
 def test_a_signal_ends_fine_tuning_in_a_checkpoint_and_the_resumed_run_is_the_uninterrupted_one(
@@ -68,9 +74,46 @@ def test_a_signal_ends_fine_tuning_in_a_checkpoint_and_the_resumed_run_is_the_un
     resumed = build(tmp_path / "parts")
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == whole.state.global_step == 8
-    assert losses(resumed) == losses(whole)
+    assert entries(resumed) == entries(whole)
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], weight), name
+
+
+@pytest.mark.parametrize("stops", [[1], [2, 5], [3, 4, 7]])
+def test_the_log_of_a_fine_tuning_does_not_depend_on_where_it_was_stopped(
+    tmp_path: Path, stops: list[int]
+) -> None:
+    settings = {
+        "logging_steps": 3,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_steps": 100,
+        "gradient_accumulation_steps": 2,
+        "num_train_epochs": 4,
+    }
+    whole = build(tmp_path / "whole", **settings)
+    output = whole.train()
+    for step in stops:
+        part = build(tmp_path / "parts", **settings)
+        part.add_callback(SignalAfter(step))
+        with pytest.raises(Interrupted), stop_signals():
+            part.train(resume_from_checkpoint=True if step != stops[0] else None)
+    resumed = build(tmp_path / "parts", **settings)
+    again = resumed.train(resume_from_checkpoint=True)
+    assert entries(resumed) == entries(whole)
+    assert again.training_loss == output.training_loss == entries(whole)[-1]["train_loss"]
+
+
+def test_a_signal_that_ended_one_training_does_not_end_the_next(tmp_path: Path) -> None:
+    trainer = build(tmp_path)
+    stop = SignalAfter(3)
+    trainer.add_callback(stop)
+    with pytest.raises(Interrupted), stop_signals():
+        trainer.train()
+    trainer.remove_callback(stop)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 8
+    assert trainer.stopping.signal is None
 
 
 def test_a_finished_fine_tuning_that_is_resumed_makes_no_step_more(tmp_path: Path) -> None:

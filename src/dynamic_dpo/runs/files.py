@@ -35,6 +35,9 @@ TRAINER_STATE: Final = "trainer_state.json"
 CONTROLLER_STATE: Final = "controller_state.json"
 """In a checkpoint: the method's state, and what else the Hugging Face trainer would forget."""
 
+LOG_STATE: Final = "log_state.json"
+"""In a checkpoint of a fine-tuning: what its next log entries are made of."""
+
 REPORT: Final = "report.html"
 """The page about a run."""
 

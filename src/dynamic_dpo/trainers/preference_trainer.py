@@ -290,15 +290,15 @@ class PreferenceTrainer(ResumableTrainer):
             model.zero_grad()
         return norm
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add beta and the metrics gathered since the last entry to a training entry, then log it."""
+    def complete_entry(self, logs: dict[str, float], start_time: float | None) -> dict[str, float]:
+        """Add beta and the metrics gathered since the last entry to a training entry."""
         if "loss" in logs:
             logs = {**logs, "beta": self.method.beta, **self.whole_step.metrics.drain(self.accelerator)}
             if start_time is not None:
                 # The loop's own entry. It empties its sum by subtracting it from itself: one NaN would stay for the
                 # rest of the run, and in the checkpoint that is saved next.
                 self._tr_loss.zero_()
-        super().log(logs, start_time)
+        return logs
 
     # ---- evaluation ----
 

@@ -14,6 +14,7 @@ from typing import Any
 from transformers import Trainer
 
 from dynamic_dpo.errors import RunStopped
+from dynamic_dpo.trainers.checkpoints.log_state import LogState
 from dynamic_dpo.trainers.checkpoints.saved import gathered_weights, write_settings
 from dynamic_dpo.trainers.checkpoints.stopping import EvaluationCut, StopRequest
 from dynamic_dpo.trainers.checkpoints.whole import WholeCheckpoints, clear_disk_errors, clear_reading_errors
@@ -31,6 +32,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
     Attributes:
         checkpoints: The run's checkpoints.
         stopping: Whether a signal has asked the run to stop.
+        log_state: What the next log entries are made of.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -42,6 +44,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         # The run's folder is made in there.
         with clear_disk_errors(Path(getattr(kwargs.get("args"), "output_dir", None) or ".")):
             super().__init__(*args, **kwargs)
+        self.log_state = LogState(self)
+        self.add_callback(self.log_state)
 
     # ---- for the trainers built on it: nothing is done here ----
 
@@ -65,6 +69,10 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
 
     def read_from_checkpoint(self, folder: Path) -> None:
         """Read them again, once the model is loaded and before the first step. Every rank calls it."""
+
+    def complete_entry(self, logs: dict[str, float], start_time: float | None) -> dict[str, float]:
+        """Return a log entry with what is to be added to it; the loop's own entries come with its start time."""
+        return logs
 
     def finish_run(self) -> None:
         """Do what comes after training, however it ended, unless an error ended it. Every rank calls it."""
@@ -98,6 +106,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         """
         # Before all preparation: a checkpoint that cannot be used should not cost hours first.
         checkpoint = self.checkpoints.verified(resume_from_checkpoint)
+        self.stopping.forget()
         self.prepare_run(checkpoint)
         self.checkpoints.begin_from(checkpoint)
         raise_if_requested()
@@ -106,7 +115,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         self.finish_run()
         self.raise_if_stopped()
-        return output
+        return output._replace(training_loss=output.metrics["train_loss"])
 
     def raise_if_stopped(self) -> None:
         """Raise an error that says why training has ended before its time, if it has. Collective over ranks.
@@ -132,6 +141,12 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log an entry, with what the trainer built on this one adds."""
+        if "train_loss" in logs:
+            logs["train_loss"] = self.log_state.mean_loss()
+        super().log(self.complete_entry(logs, start_time), start_time)
 
     # ---- the end of a step ----
 

@@ -6,18 +6,49 @@ row's completion survives truncation.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from trl import SFTTrainer
 
 from dynamic_dpo.errors import DataError, ModelError
 from dynamic_dpo.models.trained_weights import hold_trained_weights_in_float32
+from dynamic_dpo.runs.files import LOG_STATE
+from dynamic_dpo.trainers.checkpoints.log_state import json_number
+from dynamic_dpo.trainers.checkpoints.whole import clear_reading_errors
 from dynamic_dpo.trainers.resumable_trainer import ResumableTrainer
+from dynamic_dpo.utils.files import write_json
 from dynamic_dpo.utils.secrets import keep_tokens_unsaved
 
 
 class ResumableSFTTrainer(ResumableTrainer, SFTTrainer):  # type: ignore[misc]
     """TRL's trainer with whole checkpoints, that ends in one when a signal asks for it."""
+
+    def write_into_checkpoint(self, folder: Path) -> None:
+        """Write what the next log entries are made of: losses, and the metrics that TRL gathers from all ranks."""
+        state = self.log_state.gather()
+        if self.args.should_save:
+            metrics = {
+                name: [json_number(value) for value in values]
+                for name, values in self._metrics["train"].items()
+            }
+            write_json(
+                folder / LOG_STATE, {**state, "metrics": metrics, "num_tokens": self._total_train_tokens}
+            )
+
+    def read_from_checkpoint(self, folder: Path) -> None:
+        """Take it up again; a checkpoint of an earlier version has none of it."""
+        path = folder / LOG_STATE
+        if not path.is_file():
+            return
+        with clear_reading_errors(str(folder)):
+            state = json.loads(path.read_text(encoding="utf-8"))
+            self.log_state.restore(state)
+            self._total_train_tokens = int(state["num_tokens"])
+            self._metrics["train"].clear()
+            for name, values in state["metrics"].items():
+                self._metrics["train"][name] = [float(value) for value in values]
 
 
 def build_sft_trainer(

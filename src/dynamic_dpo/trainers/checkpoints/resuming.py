@@ -65,7 +65,7 @@ class RunState(TrainerCallback):  # type: ignore[misc]
         self.margin_logs = margin_logs
         self.pairs_per_step = pairs_per_step
         self.pairs_per_update = pairs_per_update
-        self._since_last_entry: dict[str, Any] | None = None
+        self._metrics_since_last_entry: dict[str, Any] | None = None
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class RunState(TrainerCallback):  # type: ignore[misc]
         trainer, step = self.trainer, self.whole_step
         positions = [log.sync() for log in self.margin_logs]
         sums = step.metrics.state_dict(trainer.accelerator)
-        losses = trainer.accelerator.gather(trainer._tr_loss.detach().reshape(1)).tolist()
+        log = trainer.log_state.gather()
         if not trainer.args.should_save:
             return
         state = {
@@ -110,12 +110,7 @@ class RunState(TrainerCallback):  # type: ignore[misc]
             "guard": step.guard.state_dict(),
             "method": step.method.state_dict(),
             # Losses and metrics since the last log entry, or the first entry after a resume would be another.
-            "log": {
-                "loss_sums": [str(loss) if loss != loss else loss for loss in losses],
-                "steps": trainer.state.global_step - trainer._globalstep_last_logged,
-                "metrics": sums,
-                "evaluation_pending": trainer.stopping.evaluation_pending,
-            },
+            "log": {**log, "metrics": sums},
             "margin_log": positions[0] if positions else None,
             "identity": self.identity,
             "identity_sha256": identity_hash(self.identity),
@@ -154,26 +149,14 @@ class RunState(TrainerCallback):  # type: ignore[misc]
         self.whole_step.guard.load_state_dict(state["guard"])
         for log in self.margin_logs:
             log.resume_at(self.whole_step.num_updates)
-        self._since_last_entry = state["log"]
+        self.trainer.log_state.restore(state["log"])
+        self._metrics_since_last_entry = state["log"]["metrics"]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Put back what was gathered since the last log entry: the loop has emptied its sums and made no step yet."""
-        restored, self._since_last_entry = self._since_last_entry, None
-        if restored is None:
-            return
-        trainer = self.trainer
-        self.whole_step.metrics.load_state_dict(restored["metrics"], trainer.accelerator)
-        losses = [float(loss) for loss in restored["loss_sums"]]
-        same_ranks = len(losses) == trainer.accelerator.num_processes
-        mean = sum(losses) / len(losses)
-        trainer._tr_loss += losses[trainer.accelerator.process_index] if same_ranks else mean
-        # The loop reports the mean loss of this call's steps: those before it count only in the next entry.
-        trainer._total_loss_scalar -= mean
-        trainer._globalstep_last_logged -= int(restored["steps"])
-        if restored["evaluation_pending"]:
-            # The signal left no time for it; the uninterrupted run would have made it here.
-            metrics = trainer._evaluate(None, None)
-            trainer._determine_best_metric(metrics=metrics, trial=None)
+        """Put back the metrics since the last log entry."""
+        restored, self._metrics_since_last_entry = self._metrics_since_last_entry, None
+        if restored is not None:
+            self.whole_step.metrics.load_state_dict(restored, self.trainer.accelerator)
 
 
 def save_controller_state(folder: str | Path, state: Mapping[str, Any]) -> None:

@@ -30,6 +30,11 @@ class StopRequest:
         self.signal: int | None = None
         self.evaluation_pending = False
 
+    def forget(self) -> None:
+        """Begin anew: what stopped one training does not stop the next one of the same trainer."""
+        self.signal = None
+        self.evaluation_pending = False
+
     def agreed(self) -> bool:
         """Return whether a signal has asked any rank to stop. Collective over ranks."""
         accelerator = self.trainer.accelerator
