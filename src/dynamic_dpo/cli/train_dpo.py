@@ -53,6 +53,8 @@ def train_dpo(config: TrainingConfig) -> Any:
 
     # Before the first operation, so that every thread of every pool has it.
     prepare_process()
+    from transformers import set_seed
+
     from dynamic_dpo.cli.build_training import (
         build_method,
         build_peft_config,
@@ -97,6 +99,7 @@ def train_dpo(config: TrainingConfig) -> Any:
         num_proc=config.engine.num_proc,
     )
     args = dpo_arguments(config, has_validation=prepared.validation is not None)
+    set_seed(args.seed)  # Weights that the files lack are drawn in loading.
     model = load_policy(config, policy)
     method = build_method(config, args)
     log_dir = config.margin_log.log_dir

@@ -51,6 +51,7 @@ def train_sft(config: TrainingConfig) -> Any:
     from dynamic_dpo.utils.process import prepare_process
 
     prepare_process()
+    from transformers import set_seed
     from trl import SFTConfig
 
     from dynamic_dpo.cli.build_training import (
@@ -88,9 +89,11 @@ def train_sft(config: TrainingConfig) -> Any:
         **section.extra,
     }
     settings["report_to"] = trackers(settings["report_to"])
+    args = SFTConfig(**settings)
+    set_seed(args.seed)  # Weights that the files lack are drawn in loading.
     trainer = build_sft_trainer(
         load_policy(config, source),
-        SFTConfig(**settings),
+        args,
         train_dataset=prepared.train,
         eval_dataset=prepared.validation,
         tokenizer=tokenizer,

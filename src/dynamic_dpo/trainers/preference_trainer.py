@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, set_seed
 
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.rows import PairBatch
@@ -119,7 +119,8 @@ class PreferenceTrainer(ResumableTrainer):
         self.engine = engine or EngineConfig()
         self.resume_changed = resume_changed
 
-        # What is trained, and on what.
+        # What is trained, and on what. Here an adapter's weights are drawn, and those that a model's files lack.
+        set_seed(args.seed)
         self.policy = PolicyAndReference(
             model,
             ref_model,

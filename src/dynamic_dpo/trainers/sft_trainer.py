@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from transformers import set_seed
 from trl import SFTTrainer
 
 from dynamic_dpo.errors import DataError, ModelError
@@ -91,6 +92,7 @@ def build_sft_trainer(
         tokenizer.pad_token = tokenizer.eos_token
     args.completion_only_loss = True
     keep_tokens_unsaved(args)
+    set_seed(args.seed)  # Before an adapter's weights are drawn.
     trainer = ResumableSFTTrainer(
         model=model,
         args=args,
