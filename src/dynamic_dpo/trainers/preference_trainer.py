@@ -341,9 +341,9 @@ class PreferenceTrainer(ResumableTrainer):
 
     # ---- what a preference run adds to a checkpoint, and to its end ----
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        with self.policy.saved_as_given():
-            super()._save(output_dir, state_dict)
+    def saving_context(self) -> AbstractContextManager[None]:
+        """Return the context in which the policy's configuration names the dropout that it came with."""
+        return self.policy.saved_as_given()
 
     def write_into_checkpoint(self, folder: Path) -> None:
         """Write the run's own state beside the Hugging Face trainer's."""

@@ -60,6 +60,10 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         """Return the context in which the loop runs; it begins before the accelerator wraps the model."""
         return nullcontext()
 
+    def saving_context(self) -> AbstractContextManager[None]:
+        """Return the context in which the model and its configuration are written."""
+        return nullcontext()
+
     def reason_to_stop(self) -> str | None:
         """Return why the run should save and end after the present step, ``None`` if it should go on."""
         return None
@@ -217,7 +221,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         """
         folder = Path(output_dir or self.args.output_dir)
         if not self.is_fsdp_enabled:
-            super().save_model(str(folder), _internal_call)
+            with self.saving_context():
+                super().save_model(str(folder), _internal_call)
             return
         model = self.accelerator.unwrap_model(self.model)
         is_checkpoint = self.checkpoints.staging is not None and not self.args.save_only_model
@@ -225,7 +230,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         weights = {} if is_sharded else gathered_weights(model)
 
         def write() -> None:
-            with clear_disk_errors(folder):
+            with clear_disk_errors(folder), self.saving_context():
                 if is_sharded:
                     write_settings(folder, model, self.processing_class)
                 else:
