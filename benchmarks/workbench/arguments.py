@@ -39,6 +39,18 @@ def shared_arguments(job: Job, folder: Path) -> dict[str, Any]:
     }
 
 
+def check_checkpointing(model: Any, job: Job) -> None:
+    """Make sure, after a training, that activations were kept or computed again as the job says.
+
+    Raises:
+        RuntimeError: If a trainer's own default won.
+    """
+    is_on = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    if is_on != job.checkpointing:
+        asked, found = ("on" if yes else "off" for yes in (job.checkpointing, is_on))
+        raise RuntimeError(f"{job.trainer} was to run with checkpointing {asked}, and it is {found}")
+
+
 def pair_columns(pairs: list[Pair]) -> dict[str, list[list[int]]]:
     """Return pairs as the columns that both trainers read."""
     prompts, chosen, rejected = zip(*pairs, strict=True)

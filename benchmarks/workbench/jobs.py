@@ -38,6 +38,10 @@ class Job:
         train: Whether to train, or to stop after the reference pass.
         flush_denormal: Whether TRL's process flushes denormals to zero; ours does so by itself.
         bf16: Whether the arithmetic is bfloat16 over float32 weights.
+        checkpointing: Whether activations are computed again in the backward pass.
+        attention: TRL's attention; ours has its own.
+        liger: Whether TRL's layers are Liger's kernels.
+        padding_free: Whether TRL is asked to lay rows end to end; not every version of it can.
         engine: Settings of `EngineConfig` other than its defaults.
         margin_log: Whether ours logs margins, as ``train-dpo`` does.
         reference_dir: Folder of stored reference log-probabilities that several workers may share; ``None`` is a
@@ -57,6 +61,10 @@ class Job:
     train: bool = True
     flush_denormal: bool = True
     bf16: bool = False
+    checkpointing: bool = False
+    attention: str = "sdpa"
+    liger: bool = False
+    padding_free: bool = False
     engine: Mapping[str, Any] = field(default_factory=dict)
     margin_log: bool = True
     reference_dir: str | None = None
@@ -92,6 +100,7 @@ class Result:
         flops: Floating-point operations of the matrix products (``matmul`` alone).
         versions: Versions of the packages.
         num_threads: Threads of an operation.
+        padding_free: Whether the trainer laid rows end to end.
     """
 
     num_pairs: int
@@ -111,6 +120,7 @@ class Result:
     flops: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
     num_threads: int = 0
+    padding_free: bool = False
 
     @property
     def training_seconds(self) -> float:

@@ -18,7 +18,16 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-PACKAGES = ("dynamic-dpo", "torch", "transformers", "trl", "accelerate", "datasets")
+PACKAGES = (
+    "dynamic-dpo",
+    "torch",
+    "transformers",
+    "trl",
+    "accelerate",
+    "datasets",
+    "liger-kernel",
+    "flash-attn",
+)
 
 
 class PositionCounter:

@@ -45,13 +45,18 @@ def is_random(name: str) -> bool:
     return name in SHAPES
 
 
-def load_model(name: str) -> Any:
-    """Return the model in float32, on the CPU."""
+def load_model(name: str, *, attention: str = "sdpa") -> Any:
+    """Return the model in float32, on the CPU.
+
+    Args:
+        name: A model name of the package, or one of `SHAPES`.
+        attention: Its attention, as transformers names it.
+    """
     if not is_random(name):
         from dynamic_dpo.models.sources import load_model as load
         from dynamic_dpo.models.sources import resolve_model
 
-        return load(resolve_model(name))
+        return load(resolve_model(name), attn_implementation=attention)
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -63,6 +68,7 @@ def load_model(name: str) -> Any:
         eos_token_id=2,
         pad_token_id=0,
         initializer_range=INITIALIZER_RANGE,
+        attn_implementation=attention,
     )
     return LlamaForCausalLM(config)
 

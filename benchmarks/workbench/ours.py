@@ -15,7 +15,7 @@ from dynamic_dpo.engine.rows import PairBatch
 from dynamic_dpo.methods import DPO, DPOMethodConfig, PreferenceMethod, Risk, RiskConfig
 from dynamic_dpo.runs.margin_log import MarginLogConfig
 from dynamic_dpo.trainers import PreferenceTrainer
-from workbench.arguments import pair_columns, shared_arguments, shift_margins
+from workbench.arguments import check_checkpointing, pair_columns, shared_arguments, shift_margins
 from workbench.jobs import Job, Result
 from workbench.measure import PartClock, PeakMemory, PositionCounter, StepTimer
 from workbench.models import load_model, load_tokenizer
@@ -59,7 +59,7 @@ def run(job: Job, folder: Path) -> Result:
             **shared_arguments(job, folder),
             per_device_train_batch_size=job.pairs_per_step,
             gradient_accumulation_steps=1,
-            activation_checkpointing=False,
+            activation_checkpointing=job.checkpointing,
         ),
         train_dataset=Dataset.from_dict(pair_columns(pairs)),
         processing_class=tokenizer,
@@ -87,6 +87,7 @@ def run(job: Job, folder: Path) -> Result:
     if job.train:
         trainer.train()
         trained = memory.take()
+        check_checkpointing(model, job)
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     seen = [
         pair
@@ -107,6 +108,7 @@ def run(job: Job, folder: Path) -> Result:
         peak_bytes=memory.highest,
         peak_training_bytes=trained,
         part_seconds=clock.seconds,
+        padding_free=trainer.policy.scorer.packed,
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset, load_from_disk
 from trl import DPOConfig, DPOTrainer
 
-from workbench.arguments import pair_columns, shared_arguments, shift_margins
+from workbench.arguments import check_checkpointing, pair_columns, shared_arguments, shift_margins
 from workbench.jobs import Job, Result
 from workbench.measure import PeakMemory, PositionCounter, StepTimer
 from workbench.models import load_model, load_tokenizer
@@ -60,7 +60,7 @@ def run(job: Job, folder: Path) -> Result:
     torch.set_flush_denormal(job.flush_denormal)
     pairs = load_pairs(job.pairs_file)
     memory = PeakMemory()
-    model, tokenizer = load_model(job.model), load_tokenizer(job.model)
+    model, tokenizer = load_model(job.model, attention=job.attention), load_tokenizer(job.model)
     positions = PositionCounter(model)
     timer = StepTimer(positions)
     start = time.perf_counter()
@@ -70,7 +70,9 @@ def run(job: Job, folder: Path) -> Result:
             **shared_arguments(job, folder),
             per_device_train_batch_size=job.device_batch,
             gradient_accumulation_steps=job.pairs_per_step // job.device_batch,
-            activation_checkpointing=False,
+            activation_checkpointing=job.checkpointing,
+            use_liger_kernel=job.liger,
+            padding_free=job.padding_free,
             precompute_ref_log_probs=True,
             beta=job.beta,
             max_length=job.max_length,
@@ -82,13 +84,12 @@ def run(job: Job, folder: Path) -> Result:
         memory=memory,
     )
     build_seconds = time.perf_counter() - start - trainer.reference_seconds
-    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        raise RuntimeError("TRL was to run without checkpointing, and it is on")
     trainer.train_dataset = shift_margins(trainer.train_dataset, job)
     trained = 0
     if job.train:
         trainer.train()
         trained = memory.take()
+        check_checkpointing(model, job)
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     return Result(
         num_pairs=len(pairs),
@@ -103,6 +104,8 @@ def run(job: Job, folder: Path) -> Result:
         reference_positions=trainer.reference_positions,
         peak_bytes=memory.highest,
         peak_training_bytes=trained,
+        # Asked for and not to be had, it is switched off with a warning.
+        padding_free=bool(getattr(trainer, "padding_free", False)),
     )
 
 

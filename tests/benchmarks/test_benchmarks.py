@@ -292,18 +292,67 @@ def test_the_gpu_benchmark_refuses_to_start_without_a_gpu(monkeypatch: pytest.Mo
         script("gpu").main([])
 
 
+def gpu_options(folder: Path, **values: Any) -> argparse.Namespace:
+    shared = {"model": "tiny", "steps": 2, "pairs_per_step": 8, "out": folder, "engine": [], "rounds": 1}
+    return argparse.Namespace(**shared | {"laws": ["hh"], "checkpointing": False} | values)
+
+
+BEST = {"attention": "flash_attention_2", "liger": True, "padding_free": True}
+
+
 def test_the_gpu_benchmark_compares_bfloat16_runs_on_whole_steps(tmp_path: Path) -> None:
     gpu = script("gpu")
-    options = argparse.Namespace(model="tiny", steps=2, pairs_per_step=8, out=tmp_path, engine=[])
-    jobs = gpu.make_jobs(options, "ultrafeedback")
+    jobs = gpu.make_jobs(gpu_options(tmp_path), "ultrafeedback", BEST)
     assert list(jobs) == ["ours", "TRL, 4 at a time", "TRL, 8 at a time", "matmul limit"]
     assert all(job.bf16 and job.max_length == 1024 for job in jobs.values())
     assert len(part("workload").load_pairs(jobs["ours"].pairs_file)) == 16
-    # Without the slow first step: 8 pairs in 1 s against 8 pairs in 4 s.
+    # Without the slow first step: 8 pairs in 1 s against 8 pairs in 4 s; the limit takes half a second.
     ours, trl = result(num_pairs=16, step_seconds=[9.0, 1.0]), result(num_pairs=16, step_seconds=[4.0, 4.0])
-    rows = gpu.rows_of_law("hh", {"ours": [ours], "TRL, 4 at a time": [trl], "TRL, 8 at a time": []})
-    assert [row[1] for row in rows] == ["8.00", "2.00", "–"]
-    assert [row[-1] for row in rows] == ["–", "4.00 ×", "–"]
+    limit = result(num_pairs=16, step_seconds=[0.5, 0.5])
+    found = {"ours": [ours], "TRL, 4 at a time": [trl], "TRL, 8 at a time": [], "matmul limit": [limit]}
+    rows = gpu.rows_of_law("hh", found)
+    assert [row[1] for row in rows] == ["8.00", "2.00", "–", "16.00"]
+    assert [row[-2] for row in rows] == ["50 %", "12 %", "–", "100 %"]
+    assert [row[-1] for row in rows] == ["–", "4.00 ×", "–", "–"]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_trl_gets_what_is_installed_and_both_recompute_or_neither(
+    tmp_path: Path, checkpointing: bool
+) -> None:
+    jobs = script("gpu").make_jobs(gpu_options(tmp_path, checkpointing=checkpointing), "tiny", BEST)
+    assert {job.checkpointing for job in jobs.values()} == {checkpointing}
+    theirs = [job for job in jobs.values() if job.trainer == "trl"]
+    assert all((job.attention, job.liger, job.padding_free) == tuple(BEST.values()) for job in theirs)
+    # Neither FlashAttention nor Liger is installed where the tests run without a GPU.
+    if not torch.cuda.is_available():
+        here = script("gpu").best_options()
+        assert (here["attention"], here["padding_free"]) == ("sdpa", False)
+
+
+def test_the_gpu_tables_remark_says_what_trl_had_and_whether_both_trained_the_same(tmp_path: Path) -> None:
+    gpu = script("gpu")
+    ours = result(losses=[0.7, 0.6], ids_sha256="a")
+    kept = {"hh: ours": [ours], "hh: TRL, 4 at a time": [result(losses=[0.7, 0.606], ids_sha256="a")]}
+    said = gpu.remark_of(gpu_options(tmp_path, checkpointing=True), "Some GPU", BEST, kept)
+    assert said.startswith("Some GPU; Llama of random weights, size tiny")
+    assert "activations computed again on both sides" in said
+    assert "flash_attention_2, Liger’s layers, padded rows (this version cannot lay them end to end)." in said
+    assert said.endswith("The same token ids; losses of a step differ by at most 0.99 %.")
+    kept["hh: TRL, 4 at a time"] = [result(losses=[0.7, 0.6], ids_sha256="b", padding_free=True)]
+    said = gpu.remark_of(gpu_options(tmp_path), "Some GPU", BEST, kept)
+    assert "rows end to end. NOT the same token ids" in said
+
+
+def test_a_trainers_own_default_of_checkpointing_is_noticed() -> None:
+    arguments, jobs = part("arguments"), part("jobs")
+    model = torch.nn.Linear(1, 1)
+    arguments.check_checkpointing(model, jobs.Job("trl", "unused"))
+    with pytest.raises(RuntimeError, match="trl was to run with checkpointing on, and it is off"):
+        arguments.check_checkpointing(model, jobs.Job("trl", "unused", checkpointing=True))
+    model.gradient_checkpointing = True  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="ours was to run with checkpointing off, and it is on"):
+        arguments.check_checkpointing(model, jobs.Job("ours", "unused"))
 
 
 # ---- everything, in small ----
@@ -326,6 +375,37 @@ def test_all_workers_train_on_the_same_ids_to_the_same_losses(tmp_path: Path) ->
     )
     assert (tmp_path / "training.png").stat().st_size > 10_000
     assert "| ours " in (tmp_path / "training.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [[], ["--checkpointing"]])
+def test_the_gpu_benchmark_runs_in_small_on_a_cpu(
+    tmp_path: Path, checkpointing: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = script("gpu")
+    monkeypatch.setattr(gpu, "check_device", lambda: "a CPU")
+    arguments = [
+        "--model",
+        "tiny",
+        "--laws",
+        "tiny",
+        "--pairs-per-step",
+        "4",
+        "--steps",
+        "2",
+        "--rounds",
+        "1",
+    ]
+    gpu.main([*arguments, *checkpointing, "--out", str(tmp_path)])
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    assert record["device"] == "a CPU"
+    assert {name: len(runs) for name, runs in record["results"].items()} == {
+        "tiny: ours": 1,
+        "tiny: TRL, 4 at a time": 1,
+        "tiny: matmul limit": 1,
+    }
+    assert record["results"]["tiny: ours"][0]["padding_free"]
+    assert "The same token ids" in (tmp_path / "gpu.md").read_text()
 
 
 @pytest.mark.slow
