@@ -31,10 +31,10 @@ def tied_llama() -> LlamaForCausalLM:
     return model
 
 
-def trained(folder: Path, model: Any, peft_config: Any = None) -> PreferenceTrainer:
+def trained(folder: Path, model: Any, peft_config: Any = None, **settings: Any) -> PreferenceTrainer:
     trainer = PreferenceTrainer(
         model=model,
-        args=training_arguments(folder, max_steps=2, save_strategy="steps", save_steps=2),
+        args=training_arguments(folder, max_steps=2, save_strategy="steps", save_steps=2, **settings),
         train_dataset=random_pairs(16),
         processing_class=word_tokenizer(template="{{ messages }}"),
         peft_config=peft_config,
@@ -86,6 +86,7 @@ def main(folder: Path) -> None:
     leave(trained(folder / "tied", tied_llama()), folder / "tied")
     adapter = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
     leave(trained(folder / "lora", tiny_llama(), adapter), folder / "lora")
+    leave(trained(folder / "alone", tiny_llama(), save_only_model=True), folder / "alone")
     os.environ["FSDP_STATE_DICT_TYPE"] = "FULL_STATE_DICT"
     trainer = trained(folder / "whole", tiny_llama())
     leave(trainer, folder / "whole")

@@ -52,7 +52,7 @@ def test_sharded_runs_leave_whole_models_and_their_faults_end_every_rank(tmp_pat
     folder = tmp_path / "runs"
     first, second = launched("distributed_saving.py", folder, ranks=2, sharded=True)
 
-    for name, tensors in {"full": 21, "tied": 20, "whole": 21}.items():
+    for name, tensors in {"full": 21, "tied": 20, "alone": 21, "whole": 21}.items():
         weights = torch.load(folder / name / "weights.pt")
         one_process = tiny_llama()
         assert not torch.equal(weights["model.norm.weight"], one_process.model.norm.weight), "nothing learnt"
@@ -82,10 +82,14 @@ def test_sharded_runs_leave_whole_models_and_their_faults_end_every_rank(tmp_pat
         "full": ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"),
         "lora": ("adapter_config.json", "tokenizer.json", "chat_template.jinja"),
         "whole": ("config.json", "model.safetensors", "tokenizer.json"),
+        "alone": ("config.json", "model.safetensors", "tokenizer.json"),
     }.items():
         checkpoint = folder / name / "checkpoint-2"
         assert [file for file in present if not (checkpoint / file).is_file()] == []
         assert fault_of(checkpoint) is None
+
+    alone = [path.name for path in (folder / "alone" / "checkpoint-2").iterdir() if path.is_dir()]
+    assert alone == []
 
     assert first == second
     assert "does not hold the trained model.norm.weight" in first["changed"]
