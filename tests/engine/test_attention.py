@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,11 +11,12 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.nn.attention import flex_attention as torch_flex
 
 from dynamic_dpo.engine import attention
 from dynamic_dpo.engine.attention import PACKED_ATTENTION, _attention_forward
-from dynamic_dpo.engine.packed.flex import flex_packed_attention
+from dynamic_dpo.engine.packed.flex import GRAPHS_PER_KERNEL, flex_packed_attention
 from dynamic_dpo.engine.rows import PairBatch, PromptSpan, Rows, packed_rows, plain_rows
 from dynamic_dpo.engine.score import attention_mask
 from helpers_attention import FLEX_WARNINGS, largest_error, no_compiler
@@ -82,14 +84,15 @@ def tiny(family: str, settings: dict[str, Any]) -> Any:
     return model
 
 
-def pairs() -> PairBatch:
+def pairs(sizes: Sequence[tuple[int, int, int]] = SIZES) -> PairBatch:
+    """Prompts, chosen and rejected completions of so many tokens."""
     draw = random.Random(3)
 
     def ids(count: int) -> list[int]:
         return [draw.randrange(4, VOCAB) for _ in range(count)]
 
-    prompts, chosen, rejected = zip(*([ids(n) for n in size] for size in SIZES), strict=True)
-    return PairBatch(prompts, chosen, rejected, range(len(SIZES)))
+    prompts, chosen, rejected = zip(*([ids(n) for n in size] for size in sizes), strict=True)
+    return PairBatch(prompts, chosen, rejected, range(len(sizes)))
 
 
 def logps(model: Any, rows: Rows) -> Tensor:
@@ -166,6 +169,29 @@ def test_compiled_by_inductor_caps_windows_and_grouped_heads_give_the_same(
         model.set_attn_implementation(PACKED_ATTENTION)
         packed = logps(model, packed_rows(pairs()))
     assert largest_error([packed], [plain]) < 1e-5
+
+
+@pytest.mark.filterwarnings(*FLEX_WARNINGS)
+def test_a_model_is_compiled_twice_for_fifty_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once with gradients and once without, though its layers have windows and none, caps and grouped heads."""
+    through_flex(monkeypatch, "aot_eager")
+    monkeypatch.setattr(torch_flex, "_validate_device", lambda *tensors: None)
+    counters.clear()
+    model = tiny(*FAMILIES["caps and alternating windows"])
+    model.set_attn_implementation(PACKED_ATTENTION)
+    draw = random.Random(0)
+    lengths: set[int] = set()
+    while len(lengths) < 50:
+        sizes = [
+            (draw.randint(1, 60), draw.randint(1, 40), draw.randint(1, 40)) for _ in range(draw.randint(1, 4))
+        ]
+        rows = packed_rows(pairs(sizes))
+        lengths.add(rows.input_ids.numel())
+        trained = logps_and_gradients(model, rows)
+        with torch.no_grad():
+            torch.testing.assert_close(logps(model, rows), trained[0], rtol=1e-5, atol=1e-4)
+    assert min(lengths) < 128 < 256 < max(lengths)
+    assert counters["stats"]["unique_graphs"] == GRAPHS_PER_KERNEL == 2
 
 
 @pytest.mark.parametrize("family", ["Mistral", "Gemma2", "GptOss"])

@@ -84,13 +84,12 @@ def test_outputs_and_gradients_are_those_of_brute_force(rule: dict[str, Any]) ->
 @no_compiler
 def test_compiled_by_inductor_one_graph_answers_fifty_lengths_and_every_window() -> None:
     draw = random.Random(0)
-    lengths = set()
-    for number in range(50):
+    lengths: set[int] = set()
+    while len(lengths) < 50:
         spans = random_spans(draw, prompts=draw.randint(1, 5), longest=150)
         lengths.add(spans[-1].end)
-        rule = {"groups": 2, "widths": (16, 32), "softcap": 2.0, "window": [None, 20, 100][number % 3]}
+        rule = {"groups": 2, "widths": (16, 32), "softcap": 2.0, "window": [None, 20, 100][len(lengths) % 3]}
         assert largest_error(*answers(spans, backend="inductor", gradients=False, **rule)) < 1e-5
-    assert len(lengths) > 45
     assert min(lengths) < 128 < 512 < max(lengths)
     assert graphs() == 1 < GRAPHS_PER_KERNEL
 
@@ -98,9 +97,11 @@ def test_compiled_by_inductor_one_graph_answers_fifty_lengths_and_every_window()
 @pytest.mark.usefixtures("gradients_on_a_cpu")
 def test_fifty_lengths_with_and_without_gradients_are_two_graphs() -> None:
     draw = random.Random(1)
-    for number in range(50):
-        spans = random_spans(draw, prompts=draw.randint(1, 4), longest=80)
-        rule = RULES["all at once"] | {"window": [None, 20, 100][number % 3]}
+    lengths: set[int] = set()
+    while len(lengths) < 50:
+        spans = random_spans(draw, prompts=draw.randint(1, 4), longest=60)
+        lengths.add(spans[-1].end)
+        rule = RULES["all at once"] | {"window": [None, 20, 100][len(lengths) % 3]}
         for gradients in (True, False):
             assert largest_error(*answers(spans, backend="aot_eager", gradients=gradients, **rule)) < 1e-5
     assert graphs() == GRAPHS_PER_KERNEL == 2
