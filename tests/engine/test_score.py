@@ -311,13 +311,18 @@ def test_the_self_check_passes_on_an_honest_model_and_fails_on_sabotaged_scoring
 
 
 def test_agreement_is_rounding_and_not_more() -> None:
-    oracle = torch.tensor([[-100.0, -50.0]])
-    assert largest_excess(oracle + 0.005, oracle, torch.float32) <= 0
-    assert largest_excess(oracle + 0.05, oracle, torch.float32) > 0
-    assert largest_excess(oracle + 0.4, oracle, torch.bfloat16) <= 0
-    nan = torch.full((1, 2), torch.nan)
-    assert largest_excess(nan, oracle, torch.float32) == torch.inf
-    assert largest_excess(nan, nan, torch.float32) <= 0
+    oracle, tokens = torch.tensor([-100.0, -50.0]), torch.tensor([25, 9])
+
+    def excess(values: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> float:
+        return largest_excess(values, expected, num_tokens=tokens, dtype=dtype)
+
+    assert excess(oracle + 0.002, oracle, torch.float32) <= 0
+    assert excess(oracle + 0.02, oracle, torch.float32) > 0
+    assert excess(oracle + 0.7, oracle, torch.bfloat16) <= 0
+    assert excess(oracle + 1.5, oracle, torch.bfloat16) > 0
+    nan = torch.full((2,), torch.nan)
+    assert excess(nan, oracle, torch.float32) == torch.inf
+    assert excess(nan, nan, torch.float32) <= 0
 
 
 def test_eager_attention_gets_an_additive_mask_and_sdpa_a_boolean_one() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dynamic_dpo.engine.attention import PACKED_ATTENTION
 from dynamic_dpo.engine.head import LogitTransform
 from dynamic_dpo.engine.rotary import fixed_length
+from dynamic_dpo.engine.rounding import arithmetic_of, rounding_tolerance
 from dynamic_dpo.engine.rows import PairBatch, PromptBatch, Rows, packed_rows, plain_rows, shared_rows
 from dynamic_dpo.engine.score import score_rows_through_logits
 from dynamic_dpo.engine.trial import (
@@ -209,7 +210,8 @@ def check_layouts_agree(model: Any, pairs: PairBatch, score_shared: Callable[[Pa
                 for completion in completions
             ]
         )
-    if largest_excess(ours, oracle, model.dtype) > 0:
+    num_tokens = torch.tensor([len(ids) for completions in pairs.completions for ids in completions])
+    if largest_excess(ours, oracle, num_tokens=num_tokens, dtype=model.dtype) > 0:
         seen, expected = (values.view(-1, 2).tolist() for values in (ours, oracle))
         raise ModelError(
             "the self-check failed: shared-prefix rows and plain rows give other log-probabilities for rows "
@@ -217,15 +219,20 @@ def check_layouts_agree(model: Any, pairs: PairBatch, score_shared: Callable[[Pa
         )
 
 
-def largest_excess(values: Tensor, oracle: Tensor, dtype: torch.dtype) -> float:
-    """Return by how much the worst value is further from the oracle than rounding in ``dtype`` explains.
+def largest_excess(values: Tensor, oracle: Tensor, *, num_tokens: Tensor, dtype: torch.dtype) -> float:
+    """Return by how much the worst value is further from the oracle than rounding explains.
 
-    Above 0 is a disagreement. NaN anywhere is infinitely far, unless both are NaN.
+    Args:
+        values: Sums of token log-probabilities in nats. Shape [N].
+        oracle: What they should be. Shape [N].
+        num_tokens: Tokens behind each sum. Shape [N].
+        dtype: The dtype of the model's weights; an autocast in force is seen.
+
+    Returns:
+        Nats; above 0 is a disagreement. NaN anywhere is infinitely far, unless both are NaN.
     """
-    absolute, relative = (1e-3, 1e-4) if dtype in (torch.float32, torch.float64) else (0.5, 0.02)
-    if torch.is_autocast_enabled(values.device.type):
-        absolute, relative = 0.5, 0.02
-    excess = (values - oracle).abs() - absolute - relative * oracle.abs()
+    arithmetic = arithmetic_of(dtype, values.device)
+    excess = (values - oracle).abs() - rounding_tolerance(num_tokens, arithmetic).to(values)
     excess = torch.where(values.isnan() & oracle.isnan(), -1.0, excess)
     return float(excess.nan_to_num(nan=torch.inf).max())
 
