@@ -16,9 +16,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import accelerate.accelerator
 import torch
-from transformers import TrainerCallback
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from dynamic_dpo.methods import DPO
 from dynamic_dpo.models.sources import load_model, resolve_model
@@ -71,20 +70,19 @@ def held_bytes(tensors: Iterable[torch.Tensor | None]) -> int:
 
 
 class Measuring(TrainerCallback):  # type: ignore[misc]
-    """Counts gradients before each optimizer step, the optimizer's averages and the process's memory after it."""
+    """Counts gradients before each optimizer step, and the optimizer's averages after it."""
 
     def __init__(self) -> None:
-        self.gradients = self.optimizer = self.settled = 0
+        self.gradients = self.optimizer = 0
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the gradients of a whole step."""
         self.gradients = held_bytes(parameter.grad for parameter in kwargs["model"].parameters())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Count the averages: the optimizer's step counters have no dimension. No gradient is left now."""
+        """Count the averages: the optimizer's step counters have no dimension."""
         states = kwargs["optimizer"].state.values()
         self.optimizer = held_bytes(value for held in states for value in held.values() if value.dim())
-        self.settled = anonymous_bytes()
 
 
 def warm_up(folder: Path) -> None:
@@ -99,13 +97,14 @@ def main(folder: Path, model: str) -> None:
     warm_up(folder / f"warm_{os.environ['RANK']}")
     before, watch, measuring = anonymous_bytes(), Watch(), Measuring()
     taken: list[int] = []
-    shard = accelerate.accelerator.fsdp2_prepare_model
+    load = AutoModelForCausalLM.from_pretrained
 
-    def sharding(*args: Any, **kwargs: Any) -> Any:
+    def loaded(*args: Any, **kwargs: Any) -> Any:
+        model = load(*args, **kwargs)
         taken.append(watch.take())
-        return shard(*args, **kwargs)
+        return model
 
-    accelerate.accelerator.fsdp2_prepare_model = sharding
+    AutoModelForCausalLM.from_pretrained = loaded
     trainer = PreferenceTrainer(
         model=model,
         args=training_arguments(
@@ -126,7 +125,6 @@ def main(folder: Path, model: str) -> None:
         "gradients": measuring.gradients,
         "Adam": measuring.optimizer,
         "loading": taken[0] - before,
-        "settled": measuring.settled - before,
         "training": training - before,
         "saving": watch.take() - at_rest,
     }
