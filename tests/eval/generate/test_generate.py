@@ -164,6 +164,11 @@ def test_a_row_stops_at_any_stop_token_and_leaves_the_batch() -> None:
     outputs = generate(model, tokenizer, ["<unk>", "<|im_start|>", "w0"], max_new_tokens=3, do_sample=False)
     assert [output.token_ids for output in outputs] == [(1,), (), (9, 10, 11)]
     assert [output.finished for output in outputs] == [True, True, False]
+    assert [(output.finish_reason, output.stop_token_id) for output in outputs] == [
+        ("stop", 2),
+        ("stop", 4),
+        ("length", None),
+    ]
     assert [output.text for output in outputs] == ["<s>", "", "w1 w2 w3"]
     assert model.widths == [(3, 1), (2, 1), (1, 1)]
 

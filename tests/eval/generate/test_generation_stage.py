@@ -14,6 +14,7 @@ from dynamic_dpo.errors import ConfigError, DataError
 from dynamic_dpo.eval.generate.batched import Generation
 from dynamic_dpo.eval.generate.engines import TransformersEngine
 from dynamic_dpo.eval.generate.ready import REFERENCE, ModelOutputs
+from dynamic_dpo.eval.generate.sampling import row_key, sample_tokens
 from dynamic_dpo.eval.generate.settings import GenerationSettings
 from dynamic_dpo.eval.generate.stage import (
     identify_model,
@@ -21,10 +22,10 @@ from dynamic_dpo.eval.generate.stage import (
     write_outputs,
 )
 from dynamic_dpo.eval.model_spec import ModelSpec
-from dynamic_dpo.eval.prompts.render import model_prompt
+from dynamic_dpo.eval.prompts.render import model_prompt, prompt_key, render_prompt
 from dynamic_dpo.eval.records import PromptRecord
 from dynamic_dpo.models.adapters import find_model, open_model
-from dynamic_dpo.utils.json_lines import JsonLinesFile
+from dynamic_dpo.utils.json_lines import JsonLinesFile, read_json_lines
 from tiny import tiny_gpt2, tiny_llama, word_tokenizer
 
 TEMPLATE = (
@@ -96,6 +97,36 @@ def test_a_run_cut_short_writes_only_what_is_missing_and_gives_the_same_outputs(
     assert sum(asked) == 8
     assert read_outputs(path, PROMPTS, spec, written.fingerprint, 2) == whole
     assert len(path.read_bytes().splitlines()) == len(lines)
+
+
+def test_prompt_ids_output_ids_and_stop_token_are_the_sequence_that_was_sampled(
+    model: Path, tmp_path: Path
+) -> None:
+    prompts = PROMPTS[:4]
+    how = GenerationSettings(max_new_tokens=40, temperature=0.9, num_samples=4, seed=3, device="cpu")
+    found = outputs_of(model, tmp_path / "out", how, prompts)
+    policy, tokenizer = open_model(find_model(str(model)), device="cpu", dtype="float32")
+    rows = {(row["id"], row["sample"]): row for row in read_json_lines(tmp_path / "out")}
+    by_id = {prompt.id: prompt for prompt in prompts}
+    ends = set()
+    for output in found.outputs:
+        row = rows[output.id, output.sample]
+        key = row_key(3, prompt_key(by_id[output.id].messages), output.sample)
+        read = render_prompt(tokenizer, by_id[output.id].messages)
+        stop = [] if row["stop_token_id"] is None else [row["stop_token_id"]]
+        sampled = [*row["token_ids"], *stop]
+        # Sampled once more, all at once: each position's token from the scores after those before it.
+        logits = policy(torch.tensor([[*read, *sampled]])).logits[0, len(read) - 1 : -1]
+        for step, token in enumerate(sampled):
+            again = sample_tokens(
+                logits[step : step + 1], torch.tensor([key]), step, temperature=0.9, top_p=0.95
+            )
+            assert again.item() == token
+        assert (output.finish_reason, len(row["token_ids"]) < 40) == (
+            ("stop", True) if stop else ("length", False)
+        )
+        ends.add(output.finish_reason)
+    assert ends == {"stop", "length"}
 
 
 def test_a_complete_file_loads_no_model(model: Path, tmp_path: Path) -> None:

@@ -118,6 +118,12 @@ def test_the_likeliest_token_is_asked_for_without_seed_and_nucleus(
     assert all(body["temperature"] == 0 and not {"seed", "top_p"} & set(body) for body in bodies)
 
 
+def test_a_fewest_number_of_tokens_is_asked_for_above_one(script: ScriptedServer, tmp_path: Path) -> None:
+    written(tmp_path / "out", settings(script, min_new_tokens=1, num_samples=1), PROMPTS[:1])
+    written(tmp_path / "out", settings(script, min_new_tokens=4, num_samples=1), PROMPTS[:1])
+    assert [request["body"].get("min_tokens") for request in script.requests] == [None, 4]
+
+
 def test_completions_send_the_text_that_the_model_is_to_continue(
     script: ScriptedServer, tmp_path: Path
 ) -> None:

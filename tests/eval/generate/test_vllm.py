@@ -147,6 +147,7 @@ def adapter(folder: Path, model: Path, rank: int, **more: Any) -> Path:
 def test_vllm_is_given_ids_and_a_seed_for_each_output(model: Path, double: Double) -> None:
     engine = open_engine(find_model(str(model)), settings(tensor_parallel_size=2, min_new_tokens=3))
     outputs = engine.write(ASKED)
+    assert [(o.finish_reason, o.stop_token_id) for o in outputs[:2]] == [("length", None), ("stop", 2)]
     assert double.prompts[0] == {"prompt_token_ids": [4, 95]}  # w0, and w91 of the template's end
     assert [(o.sample, o.finished, o.token_ids, o.text) for o in outputs[:2]] == [
         (0, False, (7, 8), "w3 w4"),

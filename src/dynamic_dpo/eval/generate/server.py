@@ -203,6 +203,9 @@ class ServerEngine:
             # 31 bits of the hash: as much as every server takes.
             seed = row_key(settings.seed, prompt_key(asked.prompt), sample) & (2**31 - 1)
             body |= {"top_p": settings.top_p, "seed": seed}
+        if settings.min_new_tokens > 1:
+            # As vLLM and SGLang call it. One is not asked for: not every server knows it, and empty outputs are seen.
+            body["min_tokens"] = settings.min_new_tokens
         if server.token_ids:
             body["return_token_ids"] = True
         body |= server.extra_body or {}
