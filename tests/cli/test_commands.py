@@ -13,7 +13,8 @@ import torch
 
 from dynamic_dpo.cli import evaluate, train_dpo, train_sft
 from dynamic_dpo.cli import main as umbrella
-from dynamic_dpo.config import dump_yaml
+from dynamic_dpo.cli.build_training import load_policy
+from dynamic_dpo.config import dump_yaml, get_training_config
 from dynamic_dpo.models.sources import file_fingerprint, resolve_model, weights_fingerprint
 from tiny import tiny_gpt2, tiny_llama, word_tokenizer
 
@@ -426,6 +427,17 @@ def test_report_is_written_from_the_folder_of_a_run(
     assert "A tiny run" in page.read_text(encoding="utf-8")
     assert umbrella.main(["report", str(tmp_path / "nowhere")]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_the_frozen_base_of_an_adapter_is_loaded_in_the_runs_precision(model_folder: Path) -> None:
+    def dtypes(precision: str, **sections: Any) -> set[torch.dtype]:
+        config = get_training_config({"policy_name": str(model_folder), "precision": precision, **sections})
+        model = load_policy(config, resolve_model(config.policy_name))
+        return {parameter.dtype for parameter in model.parameters()}
+
+    assert dtypes("bf16", peft={"r": 2}) == {torch.bfloat16}
+    assert dtypes("bf16") == {torch.float32}
+    assert dtypes("fp32", peft={"r": 2}) == {torch.float32}
 
 
 def test_adapter_alone_is_saved_and_checked(config_file: Path, tmp_path: Path) -> None:

@@ -27,16 +27,15 @@ def build(folder: Path, **overrides: Any) -> Any:
         "logging_steps": 1,
         "save_strategy": "steps",
         "save_steps": 2,
+        **overrides,
     }
     rows = {
         "prompt": [f"w{i} w{i + 1}" for i in range(8)],
         "completion": [f" w{i + 3} w9 w{i}" for i in range(8)],
     }
     return build_sft_trainer(
-        tiny_llama(),
-        SFTConfig(
-            output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", **(settings | overrides)
-        ),
+        settings.pop("model", None) or tiny_llama(),
+        SFTConfig(output_dir=str(folder), use_cpu=True, report_to="none", **({"bf16": False} | settings)),
         train_dataset=Dataset.from_dict(rows),
         eval_dataset=Dataset.from_dict(rows).select(range(3)),
         tokenizer=word_tokenizer(),
@@ -77,6 +76,17 @@ def test_a_signal_ends_fine_tuning_in_a_checkpoint_and_the_resumed_run_is_the_un
     assert entries(resumed) == entries(whole)
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], weight), name
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_model_with_bfloat16_weights_learns(tmp_path: Path, bf16: bool) -> None:
+    model = tiny_llama(dtype=torch.bfloat16)
+    before = {name: weight.float() for name, weight in model.named_parameters()}
+    trainer = build(tmp_path, model=model, bf16=bf16, learning_rate=5e-7, save_strategy="no")
+    trainer.train()
+    moved = sum(int((weight != before[name]).sum()) for name, weight in trainer.model.named_parameters())
+    # All but the embeddings of words that no row has.
+    assert moved > 0.85 * sum(weight.numel() for weight in before.values())
 
 
 @pytest.mark.parametrize("stops", [[1], [2, 5], [3, 4, 7]])

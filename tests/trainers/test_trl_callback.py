@@ -213,6 +213,17 @@ def test_margins_that_are_not_finite_are_left_out_and_end_the_run_when_many(
         callback._observe(torch.tensor([math.nan]))
 
 
+def test_weights_that_cannot_take_a_step_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = trl_trainer(tmp_path)
+    RiskBetaCallback().attach(trainer)
+    assert "weights of 16 bits are trained" not in caplog.text
+    trainer.model.to(torch.bfloat16)
+    RiskBetaCallback().attach(trainer)
+    assert "weights of 16 bits are trained" in caplog.text
+
+
 def test_what_cannot_be_attached_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"needs a trl\.DPOTrainer, got object"):
         RiskBetaCallback().attach(object())
