@@ -215,7 +215,7 @@ def test_adapters_train_a_hundredth_and_4_bits_hold_an_eighth() -> None:
     lora, qlora = by_name(named("8b"), adapter="lora"), by_name(named("8b"), adapter="qlora")
     # Rank 16 over all matrices: 32 × 16 × (16,384 + 10,240 + 55,296) = 41,943,040.
     assert lora["gradients"].bytes == qlora["gradients"].bytes == 4 * 41_943_040
-    assert lora["weights"].bytes == 4 * 8_030_261_248
+    assert lora["weights"].bytes == 2 * 8_030_261_248
     # 6,979,321,856 × 4.127 bits = 3.6 GB, and 1,050,939,392 others in two bytes.
     assert qlora["weights"].bytes == int(6_979_321_856 * (4 + 8 / 64 + 32 / 16_384) / 8) + 2 * 1_050_939_392
 
@@ -228,6 +228,8 @@ def test_a_reference_costs_memory_only_while_it_lives_as_a_second_model() -> Non
 
 def test_weights_under_adapters_may_be_bfloat16() -> None:
     wide, narrow = (by_name(named("8b"), adapter="lora", frozen=frozen) for frozen in ("fp32", "bf16"))
+    assert by_name(named("8b"), adapter="lora") == narrow  # as the commands load them under bf16
+    assert by_name(named("8b"), adapter="lora", precision="fp32")["weights"] == wide["weights"]
     assert wide["weights"].bytes == 2 * narrow["weights"].bytes == 4 * 8_030_261_248
     assert wide["adapters"] == narrow["adapters"]
     assert host(named("8b"), adapter="lora", frozen="bf16")["loading"].bytes == 2 * 8_030_261_248
@@ -384,7 +386,7 @@ def test_the_page_shows_what_the_command_prints_and_the_table_follows_from_it(
         "all weights, FSDP over 8 GPUs": {"gpus": 8, "sharding": "fsdp"},
         "all weights, FSDP over 32 GPUs": {"gpus": 32, "sharding": "fsdp"},
         "LoRA of rank 16, 1 GPU": {"adapter": "lora"},
-        "LoRA of rank 16 over bf16 weights, 1 GPU": {"adapter": "lora", "frozen": "bf16"},
+        "LoRA of rank 16 over float32 weights, 1 GPU": {"adapter": "lora", "frozen": "fp32"},
         "LoRA of rank 16, FSDP over 8 GPUs": {"adapter": "lora", "gpus": 8, "sharding": "fsdp"},
         "QLoRA of rank 16, 1 GPU": {"adapter": "qlora"},
     }
@@ -430,7 +432,7 @@ def test_a_model_that_is_not_there_is_said_with_what_can_be_given(
 ) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
     for name, message in (
-        ("13b", "no configuration of '13b': give 1b"),
+        ("13b", "Give 1b, 8b, 70b, a hub name"),
         (str(tmp_path), "no causal language"),
     ):
         assert main(["memory", name]) == ModelError.exit_code

@@ -70,8 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--frozen",
         choices=("bf16", "fp32"),
-        default="fp32",
-        help="weights under LoRA's adapters; default fp32",
+        help="weights under LoRA's adapters; default: that of --precision",
     )
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument(

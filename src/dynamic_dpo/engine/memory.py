@@ -30,7 +30,8 @@ class TrainingShape:
         sharding: ``ddp``: each GPU holds everything; ``fsdp``: weights, gradients and optimizer are spread.
         adapter: ``none`` trains all weights; ``lora`` adapters; ``qlora`` adapters over 4-bit weights.
         rank: Rank of the adapters.
-        frozen: Number format of the weights under LoRA's adapters; trained weights are always float32.
+        frozen: Number format of the weights under LoRA's adapters; ``None``: that of ``precision``, as the commands
+            load them. Trained weights are always float32.
         precision: Of the arithmetic.
         tokens: Tokens in a micro-batch on one GPU, ``engine.tokens_per_microbatch``.
         checkpointing: Whether activations are recomputed in the backward pass.
@@ -45,7 +46,7 @@ class TrainingShape:
     sharding: Literal["ddp", "fsdp"] = "ddp"
     adapter: Literal["none", "lora", "qlora"] = "none"
     rank: int = 16
-    frozen: Literal["bf16", "fp32"] = "fp32"
+    frozen: Literal["bf16", "fp32"] | None = None
     precision: Literal["bf16", "fp32"] = "bf16"
     tokens: int = 4096
     checkpointing: bool = False
@@ -80,7 +81,7 @@ class TrainingShape:
     @property
     def frozen_bytes(self) -> int:
         """Bytes of a weight outside the adapters."""
-        return 2 if self.frozen == "bf16" else 4
+        return 2 if self.adapter == "lora" and (self.frozen or self.precision) == "bf16" else 4
 
     @property
     def processes(self) -> int:

@@ -17,7 +17,7 @@ from torch import nn
 from dynamic_dpo.engine.layers import is_gated
 from dynamic_dpo.engine.token_budget import layer_widths
 from dynamic_dpo.errors import ModelError
-from dynamic_dpo.models.sources import resolve_model
+from dynamic_dpo.models.sources import load_config, resolve_model
 
 Size = tuple[int, ...]
 # The published sizes of Llama 3.2 1B, Llama 3.1 8B and Llama 3.1 70B.
@@ -114,19 +114,17 @@ def shape_of(name: str) -> ModelShape:
     Raises:
         ModelError: If there is no such model, or it is no causal language model that transformers knows.
     """
-    from transformers import AutoConfig, LlamaConfig
+    from transformers import LlamaConfig
 
     if name.lower() in LLAMAS:
         return shape_from_config(
             LlamaConfig(vocab_size=128_256, num_key_value_heads=8, **LLAMAS[name.lower()])
         )
-    source = resolve_model(name)
     try:
-        config = AutoConfig.from_pretrained(source.location, trust_remote_code=False, **source.load_kwargs)
-    except (OSError, ValueError, KeyError) as error:
+        config = load_config(resolve_model(name))
+    except ModelError as error:
         raise ModelError(
-            f"no configuration of {name!r}: give 1b, 8b, 70b, a folder with config.json, a .gguf file or a hub name. "
-            f"{error}"
+            f"{error}. Give 1b, 8b, 70b, a hub name, a folder with config.json, a .gguf file or package:NAME"
         ) from error
     return shape_from_config(config)
 
