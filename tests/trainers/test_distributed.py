@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from dynamic_dpo.config import get_training_config
 from dynamic_dpo.errors import ConfigError, DynamicDPOError, ModelError
-from dynamic_dpo.trainers.arguments import whole_step_arguments
+from dynamic_dpo.methods import DPO
+from dynamic_dpo.trainers import PreferenceTrainer
+from dynamic_dpo.trainers.arguments import check_parallelism, whole_step_arguments
 from dynamic_dpo.trainers.ranks import check_ranks_agree, clear_rank_errors, hash_of
 from helpers_ranks import HERE, SECONDS, launched
 from tiny import training_arguments
@@ -74,6 +80,46 @@ def test_what_is_not_supported_is_refused_at_the_start_in_a_sentence(
     setattr(args, name, value)
     with pytest.raises(ConfigError, match=why):
         whole_step_arguments(args)
+
+
+@pytest.mark.parametrize(
+    ("environment", "why"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported: use DDP or FSDP2"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM is not supported: use DDP or FSDP2"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "parallelism are not supported"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP1 is not supported: set fsdp_version: 2"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "FSDP1 is not supported: set fsdp_version: 2"),
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_ACTIVATION_CHECKPOINTING": "true"},
+            "engine.gradient_checkpointing=true in the run's settings",
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", ["train_dpo", "train_sft"])
+def test_what_the_launcher_was_asked_for_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, environment: dict[str, str], why: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    section = "dpo_training" if command == "train_dpo" else "sft_training"
+    settings = {
+        "policy_name": str(tmp_path / "no such model"),
+        "precision": "fp32",
+        "dataset": {"dataset_name": str(tmp_path / "no such data")},
+        section: {"save_dir": str(tmp_path / "run")},
+    }
+    train = getattr(importlib.import_module(f"dynamic_dpo.cli.{command}"), command)
+    with pytest.raises(ConfigError, match=re.escape(why)):
+        train(get_training_config(settings))
+    with pytest.raises(ConfigError, match=re.escape(why)):
+        PreferenceTrainer("no such model", args=SimpleNamespace(), method=DPO())
+
+
+def test_fsdp1_by_training_arguments_is_refused_and_fsdp2_is_not() -> None:
+    with pytest.raises(ConfigError, match="FSDP1 is not supported"):
+        check_parallelism(SimpleNamespace(fsdp_plugin_args={"fsdp_version": 1}))
+    check_parallelism(SimpleNamespace(fsdp_plugin_args={"fsdp_version": 2}))
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])

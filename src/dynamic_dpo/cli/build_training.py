@@ -20,9 +20,12 @@ MORE_STEPS_THAN_ANY_RUN = 10**9
 
 
 def check_device(config: TrainingConfig) -> None:
-    """Raise `ConfigError` where the settings ask for a GPU that is not there."""
+    """Raise `ConfigError` where settings ask for a GPU that is not there, or the launcher for what is refused."""
     import torch
 
+    from dynamic_dpo.trainers.arguments import check_parallelism
+
+    check_parallelism()
     if torch.cuda.is_available():
         return
     if config.precision != "fp32":

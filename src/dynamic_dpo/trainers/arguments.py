@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,7 @@ def whole_step_arguments(args: Any) -> tuple[Any, StepShape]:
     Raises:
         ConfigError: If the arguments ask for something that this trainer does not do.
     """
+    check_parallelism(args)
     _refuse_unsupported(args)
     shape = StepShape(args.per_device_train_batch_size, args.gradient_accumulation_steps)
     args = copy.copy(args)
@@ -60,6 +62,53 @@ def whole_step_arguments(args: Any) -> tuple[Any, StepShape]:
     # The filter replaces a NaN loss by the average of the earlier ones: wrong numbers must be seen.
     args.logging_nan_inf_filter = False
     return args, shape
+
+
+def check_parallelism(args: Any = None) -> None:
+    """Refuse the ways of `accelerate launch`, and of training arguments, to use many GPUs that trainings do not have.
+
+    What the launcher was asked for stands in the environment: that much is known before anything is loaded.
+
+    Args:
+        args: Training arguments, where there are some already.
+
+    Raises:
+        ConfigError: If there is something to refuse; it says what to do instead.
+    """
+    plugin = getattr(args, "fsdp_plugin_args", None) or {}
+    sharded = _is_set("ACCELERATE_USE_FSDP") or bool(plugin)
+    # accelerate's own default is 1, that of training arguments 2; where both are given, theirs count.
+    version = plugin.get("fsdp_version", 2) if plugin else os.environ.get("FSDP_VERSION", "1")
+    recomputes = plugin.get("activation_checkpointing") or _is_set("FSDP_ACTIVATION_CHECKPOINTING")
+    either = "use DDP or FSDP2 (configs/accelerate/ holds a launch file for each)"
+    given = getattr(args, "deepspeed", None)
+    refusals = {
+        f"training argument deepspeed={given!r}: DeepSpeed": (bool(given), either),
+        "DeepSpeed": (_is_set("ACCELERATE_USE_DEEPSPEED"), either),
+        "Megatron-LM": (_is_set("ACCELERATE_USE_MEGATRON_LM"), either),
+        "tensor, context and sequence parallelism": (
+            _is_set("ACCELERATE_USE_PARALLELISM_CONFIG")
+            or getattr(args, "parallelism_config", None) is not None,
+            f"a row is computed whole on one rank; {either}",
+        ),
+        "FSDP1": (
+            sharded and str(version) != "2",
+            "set fsdp_version: 2, as configs/accelerate/fsdp2.yaml does, or give --fsdp_version 2",
+        ),
+        "FSDP's own activation checkpointing": (
+            sharded and bool(recomputes),
+            "set fsdp_activation_checkpointing: false there, and engine.gradient_checkpointing=true in the run's "
+            "settings (activation_checkpointing=True in training arguments)",
+        ),
+    }
+    for name, (refused, instead) in refusals.items():
+        if refused:
+            verb = "are" if " and " in name else "is"
+            raise ConfigError(f"{name} {verb} not supported: {instead}")
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").strip().lower() in ("1", "on", "t", "true", "y", "yes")
 
 
 def pairs_per_update(scope: str, args: Any) -> int:
@@ -82,7 +131,6 @@ def truncation_of(args: Any) -> Truncation:
 
 def _refuse_unsupported(args: Any) -> None:
     refusals = {
-        "deepspeed": (bool(args.deepspeed), "DeepSpeed is not supported; use DDP or FSDP2"),
         "n_gpu": (
             args.n_gpu > 1,
             "DataParallel is not supported; start with `accelerate launch` or show the process one GPU",
@@ -90,11 +138,6 @@ def _refuse_unsupported(args: Any) -> None:
         "enable_jit_checkpoint": (
             bool(getattr(args, "enable_jit_checkpoint", False)),
             "a signal already ends training in a checkpoint, and that one is whole: leave it off",
-        ),
-        "parallelism_config": (
-            getattr(args, "parallelism_config", None) is not None,
-            "tensor, context and sequence parallelism are not supported: a pair's row is scored whole on one rank; "
-            "use DDP or FSDP2",
         ),
         "auto_find_batch_size": (
             args.auto_find_batch_size,

@@ -106,10 +106,10 @@ class PreferenceTrainer(ResumableTrainer):
     ) -> None:
         started = time.time()
         flush_denormal = prepare_process()
-        args = args if args is not None else default_arguments()
-        self.pairs_per_update = pairs_per_update(method.scope, args)
-        self.truncation = truncation or truncation_of(args)
-        args, self.step_shape = whole_step_arguments(args)
+        given = args if args is not None else default_arguments()
+        args, self.step_shape = whole_step_arguments(given)
+        self.pairs_per_update = pairs_per_update(method.scope, given)
+        self.truncation = truncation or truncation_of(given)
         self.method = method
         if ref_model is not None and not method.needs.reference:
             logger.warning(

@@ -16,6 +16,7 @@ from trl import SFTTrainer
 from dynamic_dpo.errors import DataError, ModelError
 from dynamic_dpo.models.trained_weights import hold_trained_weights_in_float32
 from dynamic_dpo.runs.files import LOG_STATE
+from dynamic_dpo.trainers.arguments import check_parallelism
 from dynamic_dpo.trainers.checkpoints.log_state import json_number
 from dynamic_dpo.trainers.checkpoints.whole import clear_reading_errors
 from dynamic_dpo.trainers.resumable_trainer import ResumableTrainer
@@ -75,9 +76,11 @@ def build_sft_trainer(
         The trainer, its data tokenised.
 
     Raises:
+        ConfigError: If the run is parallel in a way that is not supported.
         DataError: If there is no row, or no row keeps a completion token within ``max_length``.
         ModelError: If the tokenizer has neither padding nor end-of-sequence token.
     """
+    check_parallelism(args)
     if len(train_dataset) == 0:
         raise DataError("no conversation to train on: every row was left out or the subset is empty")
     missing = {"prompt", "completion"} - set(train_dataset.column_names)
