@@ -138,6 +138,7 @@ def _sharded(folder: Path, steps: int, rank: int) -> None:
         fingerprint="tiny",
     )
     engine = EngineConfig(reference_dir=str(folder / f"reference-{rank}"), self_check=False)
+    policy.prepare(accelerator, is_sharded=False, keep_reference=False)
     policy.build_scorer(engine)
     data = policy.open_reference(accelerator, show_progress=False).attach(
         random_pairs(24, longest=6), name="train"
@@ -154,7 +155,7 @@ def _sharded(folder: Path, steps: int, rank: int) -> None:
         accelerator=accelerator,
         guard=MarginGuard(max_nonfinite=0),
         device_batch=4,
-        passes_in_step=True,
+        is_sharded=True,
     )
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-2)
     betas = []

@@ -19,7 +19,7 @@ from dynamic_dpo.engine.head import LogitTransform
 from dynamic_dpo.engine.rotary import fixed_length
 from dynamic_dpo.engine.rounding import arithmetic_of, rounding_tolerance
 from dynamic_dpo.engine.rows import PairBatch, PromptBatch, Rows, packed_rows, plain_rows, shared_rows
-from dynamic_dpo.engine.score import score_rows_through_logits
+from dynamic_dpo.engine.score import in_forward, score_rows_through_logits
 from dynamic_dpo.engine.trial import (
     NARROW,
     WIDE,
@@ -31,6 +31,7 @@ from dynamic_dpo.engine.trial import (
     windows_of,
 )
 from dynamic_dpo.errors import ModelError
+from dynamic_dpo.models.causal_lm import causal_lm
 
 BLOCK_MASK_ATTENTION = ("eager", "sdpa", PACKED_ATTENTION)
 # Layers whose every position depends on all before it in the row, so that a row must hold one sequence.
@@ -105,9 +106,9 @@ def detect_capability(model: Any) -> Capability:
     The trial runs in the arithmetic in use: call this under the run's autocast.
 
     Args:
-        model: A causal language model of transformers. Its mode, its gradients and the random state are left as
-            they were; where pairs can be packed, its attention is packed attention afterwards, which is ``sdpa``
-            for every other call.
+        model: A causal language model of transformers, wrapped or not; where it is sharded, all ranks try it
+            together. Its mode, its gradients and the random state are left as they were; where pairs can be packed,
+            its attention is packed attention afterwards, which is ``sdpa`` for every other call.
 
     Returns:
         The capability; a model on the meta device is judged by its configuration alone.
@@ -115,14 +116,15 @@ def detect_capability(model: Any) -> Capability:
     Raises:
         torch.OutOfMemoryError: If memory runs out in the trial, which is some forty tokens.
     """
-    reason = reason_against_sharing(model)
-    if any(parameter.is_meta for parameter in model.parameters()):
-        limit = min([*window_widths(model), *filter(None, [fixed_length(model)])], default=None)
+    lm = causal_lm(model)
+    reason = reason_against_sharing(lm)
+    if any(parameter.is_meta for parameter in lm.parameters()):
+        limit = min([*window_widths(lm), *filter(None, [fixed_length(lm)])], default=None)
         return Capability(reason is None, True, reason or "", longest_shared=limit)
-    pairs = trial_pairs(model.config)
-    devices = [model.device] if model.device.type == "cuda" else []
+    pairs = trial_pairs(lm.config)
+    devices = [lm.device] if lm.device.type == "cuda" else []
     with torch.random.fork_rng(devices), inference(model):
-        plain = plain_rows(pairs).to(model.device)
+        plain = plain_rows(pairs).to(lm.device)
         transform, against_head = find_logit_transform(model, plain)
         if transform is None:
             return Capability(False, False, against_head, False, against_head)
@@ -133,14 +135,15 @@ def detect_capability(model: Any) -> Capability:
 
 def _try_layouts(model: Any, pairs: PairBatch, plain: Rows) -> Capability:
     """Try packed and shared rows: with windows that the trial's few tokens show, then with none that they do."""
-    windows = window_widths(model)
+    lm = causal_lm(model)
+    windows = window_widths(lm)
     with windows_of(model, NARROW):
         narrow = run_trial(model, plain)
     with windows_of(model, WIDE):
         wide = run_trial(model, plain) if windows else narrow
     # Windows that do not move with their setting stand elsewhere, where a trial cannot reach them.
     unmoved = bool(windows) and torch.equal(narrow.states, wide.states)
-    shared, packed = (layout(pairs).to(model.device) for layout in (shared_rows, packed_rows))
+    shared, packed = (layout(pairs).to(lm.device) for layout in (shared_rows, packed_rows))
 
     def judged(rows: Rows) -> tuple[str | None, int | None]:
         """Return why a layout does not serve, if so, and the longest sequence for which it does."""
@@ -153,9 +156,9 @@ def _try_layouts(model: Any, pairs: PairBatch, plain: Rows) -> Capability:
         return reason, None if reason else min([*windows, fixed_length(model) or windows[0]])
 
     refused, longest_shared = judged(shared)
-    against, longest_packed = reason_against_packing(model), None
+    against, longest_packed = reason_against_packing(lm), None
     if against is None:
-        with _packed_attention(model) as keep:
+        with _packed_attention(lm) as keep:
             # Ordinary rows must come out as before, too.
             with windows_of(model, NARROW):
                 against = reason_against_layout(model, plain, narrow)
@@ -189,7 +192,7 @@ def check_layouts_agree(model: Any, pairs: PairBatch, score_shared: Callable[[Pa
     """Score ``pairs`` through the layout in use, and each sequence alone through the model's own logits.
 
     Args:
-        model: The causal language model.
+        model: The causal language model, wrapped or not.
         pairs: A few real pairs.
         score_shared: The scoring in use: pairs to the log-probabilities of chosen, rejected, chosen, … Shape [2 B].
 
@@ -199,8 +202,10 @@ def check_layouts_agree(model: Any, pairs: PairBatch, score_shared: Callable[[Pa
 
     def alone(prompt: Any, completion: Any) -> Tensor:
         rows = plain_rows(PromptBatch([prompt], [[completion]]))
-        return score_rows_through_logits(model, rows.to(model.device))
+        on_device = rows.to(lm.device)
+        return in_forward(model, lambda lm: score_rows_through_logits(lm, on_device))
 
+    lm = causal_lm(model)
     with inference(model):
         ours = score_shared(pairs)
         oracle = torch.cat(
@@ -211,7 +216,7 @@ def check_layouts_agree(model: Any, pairs: PairBatch, score_shared: Callable[[Pa
             ]
         )
     num_tokens = torch.tensor([len(ids) for completions in pairs.completions for ids in completions])
-    if largest_excess(ours, oracle, num_tokens=num_tokens, dtype=model.dtype) > 0:
+    if largest_excess(ours, oracle, num_tokens=num_tokens, dtype=lm.dtype) > 0:
         seen, expected = (values.view(-1, 2).tolist() for values in (ours, oracle))
         raise ModelError(
             "the self-check failed: shared-prefix rows and plain rows give other log-probabilities for rows "

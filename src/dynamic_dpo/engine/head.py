@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dynamic_dpo.engine.sharded import called_once, is_sharded, unsharded_type
 from dynamic_dpo.loss.dpo_loss import at_least_float32
 from dynamic_dpo.methods.base import LogitChunk, TokenStatistic
 
@@ -204,9 +205,13 @@ def _join(read: list[list[Tensor]], logps: Tensor) -> Tensor:
 
 
 def is_plain_linear(head: nn.Module) -> bool:
-    """Return whether ``head`` is an unmodified linear layer, whose weight may be used directly."""
-    hooked = head._forward_hooks or head._forward_pre_hooks
-    return type(head) is nn.Linear and not hooked
+    """Return whether ``head`` is an unmodified linear layer, whose weight may be used directly.
+
+    A sharded one's only while it is called, see `token_scores`.
+    """
+    hooks_of_sharding = 1 if is_sharded(head) else 0
+    hooked = max(len(head._forward_hooks), len(head._forward_pre_hooks)) > hooks_of_sharding
+    return unsharded_type(head) is nn.Linear and not hooked
 
 
 def token_scores(
@@ -222,7 +227,8 @@ def token_scores(
 
     Args:
         head: Output head, [N, H] → [N, V]. An unmodified linear layer takes the fast path; any other module
-            (adapters on the head, quantised layers) is called as it is and recomputed in backward.
+            (adapters on the head, quantised layers) is called as it is and recomputed in backward. A sharded one is
+            called once, however many chunks there are: ranks have different numbers of them.
         hidden: Hidden states of the predicting positions. Shape [N, H].
         targets: Token ids they predict. Shape [N].
         chunk: Positions whose logits exist at a time, at least 1.
@@ -233,13 +239,33 @@ def token_scores(
         Log-probabilities in nats, float32 (float64 for float64 states), and the statistics, without gradient.
     """
     readout, transform = readout or Readout(), transform or LogitTransform()
+    if not is_sharded(head):
+        return _chunked_scores(head, head, hidden, targets, chunk, readout, transform)
+    forward = head.forward
+
+    def score(states: Tensor) -> tuple[Tensor, Tensor]:
+        return _chunked_scores(head, forward, states, targets, chunk, readout, transform)[:2]
+
+    return TokenScores(*called_once(head, score, hidden))
+
+
+def _chunked_scores(
+    head: nn.Module,
+    to_logits: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    targets: Tensor,
+    chunk: int,
+    readout: Readout,
+    transform: LogitTransform,
+) -> TokenScores:
+    """Return what `token_scores` does, with the head's whole weights at hand."""
     if is_plain_linear(head):
         apply: Callable[..., tuple[Tensor, Tensor]] = _ChunkedTokenLogps.apply
         keep = torch.is_grad_enabled()
         return TokenScores(*apply(hidden, head.weight, head.bias, targets, chunk, readout, transform, keep))
 
     def chunk_scores(states: Tensor, wanted: Tensor, part: slice) -> tuple[Tensor, list[Tensor]]:
-        logits = transform(at_least_float32(head(states)))
+        logits = transform(at_least_float32(to_logits(states)))
         logps = -F.cross_entropy(logits, wanted, reduction="none")
         return logps, readout.read(part, logits, wanted, logps)
 

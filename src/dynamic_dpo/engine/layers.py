@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dynamic_dpo.engine.sharded import gathered_modules
+
 _silu_backward: Callable[[Tensor, Tensor], Tensor] = torch.ops.aten.silu_backward
 
 
@@ -125,9 +127,9 @@ def use_lean_layers(model: nn.Module) -> int:
             whose ``forward`` something else has replaced already is left alone.
 
     Returns:
-        The number of layers replaced.
+        The number of layers replaced. Collective over ranks where the model is sharded.
     """
-    return sum(_replace(module) for module in model.modules())
+    return sum(_replace(module) for module in gathered_modules(model))
 
 
 def _replace(module: nn.Module) -> bool:
@@ -149,7 +151,8 @@ def _replace(module: nn.Module) -> bool:
     try:
         with torch.no_grad():
             module.train(False)
-            same = torch.allclose(module(trial), forward(module, trial), rtol=1e-5, atol=1e-6)
+            # Not the call: what hooks on it do (sharding, say) is done to either.
+            same = torch.allclose(module.forward(trial), forward(module, trial), rtol=1e-5, atol=1e-6)
     except (AttributeError, RuntimeError, TypeError, ValueError):
         return False
     finally:

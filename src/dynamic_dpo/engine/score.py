@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import MethodType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,11 @@ from dynamic_dpo.engine.attention import PACKED_ATTENTION
 from dynamic_dpo.engine.head import LogitTransform, Readout, TokenScores, token_scores
 from dynamic_dpo.engine.router import RouterLoss
 from dynamic_dpo.engine.rows import Rows
+from dynamic_dpo.engine.sharded import forget_pass, is_sharded, reshard
 from dynamic_dpo.loss.dpo_loss import at_least_float32
+from dynamic_dpo.models.causal_lm import causal_lm, inside_wrappers
+
+T = TypeVar("T")
 
 
 class PairLogps(NamedTuple):
@@ -208,3 +212,34 @@ def scoring_enabled(model: nn.Module, score: Callable[..., RowScores]) -> Iterat
                 del model.forward
             else:
                 model.forward = before
+
+
+def in_forward(model: nn.Module, function: Callable[[Any], T]) -> T:
+    """Return ``function`` of the causal language model, run as a pass of ``model``, so that its wrappers see it.
+
+    What it returns are tensors, or structures of them.
+    """
+
+    def score(inner: nn.Module, rows: None) -> Any:
+        return function(causal_lm(inner))
+
+    with scoring_enabled(inside_wrappers(model), score):
+        values: Any = scoring_pass(model, rows=None)
+    found: T = values
+    return found
+
+
+def scoring_pass(model: nn.Module, **options: Any) -> RowScores:
+    """Call a model on which scoring is enabled. After a pass without gradients a sharded one is left in shards."""
+    inner = inside_wrappers(model)
+    if not is_sharded(inner):
+        scores: RowScores = model(**options)
+        return scores
+    try:
+        scores = model(**options)
+    except BaseException:
+        forget_pass(inner)
+        raise
+    if not torch.is_grad_enabled():
+        reshard(inner)
+    return scores

@@ -13,11 +13,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynamic_dpo.engine.capability import check_layouts_agree, detect_capability, inference
 from dynamic_dpo.engine.config import EngineConfig
-from dynamic_dpo.engine.head import LiveReference, Readout, is_plain_linear
+from dynamic_dpo.engine.head import LiveReference, LogitTransform, Readout, is_plain_linear
 from dynamic_dpo.engine.layers import use_lean_layers
 from dynamic_dpo.engine.offload import OffloadedActivations, can_offload_from
 from dynamic_dpo.engine.plan import group_by_prompt, plan_microbatches, split_largest
@@ -43,8 +44,10 @@ from dynamic_dpo.engine.score import (
     score_tokens,
     score_tokens_through_logits,
     scoring_enabled,
+    scoring_pass,
     sum_by_sequence,
 )
+from dynamic_dpo.engine.sharded import head_for_later, is_sharded
 from dynamic_dpo.engine.token_budget import default_token_budget
 from dynamic_dpo.errors import ConfigError, DataError
 from dynamic_dpo.methods.base import Needs
@@ -89,7 +92,7 @@ class PairScorer:
         self.config = config or EngineConfig()
         lm = causal_lm(model)
         lean = use_lean_layers(lm) if self.config.lean_layers else 0
-        capability = detect_capability(lm)
+        capability = detect_capability(model)
         # After the trial, which is to see the model's own embeddings.
         self._own_positions = fixed_length(lm) is not None
         embed_rows_alone(lm)
@@ -147,10 +150,13 @@ class PairScorer:
         Passes with gradients also return the balancing loss, where there is one.
         """
         lm = causal_lm(model)
+        if states and not self.separate_head:
+            return {"logits": predicting_logits(lm, rows).detach()}
         if states:
-            return {
-                "states": (predicting_states if self.separate_head else predicting_logits)(lm, rows).detach()
-            }
+            seen = predicting_states(lm, rows).detach()
+            head = lm.get_output_embeddings()
+            later = head_for_later(head, seen, is_plain=is_plain_linear(head)) if is_sharded(model) else {}
+            return {"states": seen, **later}
         router = self.router if torch.is_grad_enabled() else None
         if self.separate_head:
             scores = score_tokens(
@@ -196,8 +202,7 @@ class PairScorer:
     def _call(self, model: nn.Module, rows: Rows, **options: Any) -> RowScores:
         """Score rows through the model as it is wrapped."""
         with self.answering(model):
-            scores: RowScores = model(rows=rows, **options)
-        return scores
+            return scoring_pass(model, rows=rows, **options)
 
     @property
     def layout(self) -> str:
@@ -375,16 +380,21 @@ class PairScorer:
             Its states at the predicting positions, and the way to logits.
         """
         with torch.no_grad(), enter():
-            states = self._call(model, rows, states=True)["states"]
-        if not self.separate_head:
-            return LiveReference(states, lambda logits: logits)
+            seen = self._call(model, rows, states=True)
+        if "logits" in seen:
+            # A sharded head has given its outputs in the pass already; where the model gave them, they are logits.
+            transform = self.transform if self.separate_head else LogitTransform()
+            return LiveReference(seen["logits"], lambda logits: transform(logits))
+        if "weight" in seen:
+            weight, bias = seen["weight"], seen.get("bias")
+            return LiveReference(seen["states"], lambda chunk: self.transform(F.linear(chunk, weight, bias)))
         head = causal_lm(model).get_output_embeddings()
 
         def logits(chunk: Tensor) -> Tensor:
             with nullcontext() if is_plain_linear(head) else enter():
                 return self.transform(head(chunk))
 
-        return LiveReference(states, logits)
+        return LiveReference(seen["states"], logits)
 
     def self_check(self, model: nn.Module, pairs: PairBatch) -> None:
         """Score a few real pairs through the layout in use and through plain logits.
@@ -395,6 +405,6 @@ class PairScorer:
 
         def score(batch: PairBatch) -> Tensor:
             rows = self.rows(batch).to(next(model.parameters()).device)
-            return self._score_rows(model, rows)["logps"]
+            return self._call(model, rows)["logps"]
 
-        check_layouts_agree(causal_lm(model), pairs, score)
+        check_layouts_agree(model, pairs, score)

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from dynamic_dpo.engine.head import LogitTransform
 from dynamic_dpo.engine.rows import PairBatch, Rows
-from dynamic_dpo.engine.score import predicting_states
+from dynamic_dpo.engine.score import in_forward, predicting_states
+from dynamic_dpo.engine.sharded import called_inside, forget_pass, is_sharded, reshard
 from dynamic_dpo.loss.dpo_loss import at_least_float32
+from dynamic_dpo.models.causal_lm import causal_lm, inside_wrappers
 
 # The size of the head's outputs in its second trial, as a multiple of the largest cap, or by itself without one.
 _CAPS_BEYOND, _LARGE_LOGIT = 4, 200.0
@@ -73,25 +75,32 @@ def trial_pairs(config: Any) -> PairBatch:
 
 
 def run_trial(model: Any, rows: Rows) -> Trial:
-    """Run the model on rows and back to its embeddings; no parameter gets a gradient."""
+    """Run the model, wrapped or not, on rows and back to its embeddings; no parameter gets a gradient."""
     embedded: list[Tensor] = []
 
     def keep(_: nn.Module, __: Any, output: Tensor) -> Tensor:
         embedded.append(output.detach().requires_grad_())
         return embedded[-1].clone()  # Some families change what they get in place.
 
-    hook = model.get_input_embeddings().register_forward_hook(keep)
+    hook = causal_lm(model).get_input_embeddings().register_forward_hook(keep)
+    inner = inside_wrappers(model)
     try:
         with torch.enable_grad():
-            states = at_least_float32(predicting_states(model, rows))
+            states = at_least_float32(in_forward(model, lambda lm: predicting_states(lm, rows)))
             draw = torch.Generator().manual_seed(1)
             weights = torch.randn(states.shape, generator=draw).to(states)
             gradient = None
             if len(embedded) == 1 and embedded[0].shape[:2] == rows.input_ids.shape:
                 (gradient,) = torch.autograd.grad((states * weights).sum(), embedded)
                 gradient = _sum_by_token(at_least_float32(gradient), rows)
+    except BaseException:
+        if is_sharded(inner):
+            forget_pass(inner)
+        raise
     finally:
         hook.remove()
+    if is_sharded(inner):
+        reshard(inner)
     return Trial(states.detach(), gradient, rows.owners)
 
 
@@ -146,8 +155,9 @@ def _distance(values: Tensor, oracle: Tensor, owners: Tensor) -> float:
 
 def tolerance(model: Any) -> float:
     """Return the relative distance that rounding explains in the arithmetic in use."""
-    device = model.device.type
-    short = torch.is_autocast_enabled(device) or model.dtype.itemsize < 4
+    lm = causal_lm(model)
+    device = lm.device.type
+    short = torch.is_autocast_enabled(device) or lm.dtype.itemsize < 4
     if device == "cuda" and torch.get_float32_matmul_precision() != "highest":
         short = True  # TF32 keeps 10 bits of the mantissa.
     return 0.1 if short else 1e-3
@@ -187,14 +197,14 @@ def find_logit_transform(model: Any, rows: Rows) -> tuple[LogitTransform | None,
     """Find what the model does to its head's outputs.
 
     Args:
-        model: The model, in evaluation mode.
+        model: The model, wrapped or not, in evaluation mode.
         rows: Plain rows on the model's device.
 
     Returns:
         The transform under which the head, applied to the last hidden state, gives the model's own logits; or
         ``None`` and the reason, where none of those that the configuration suggests does.
     """
-    candidates = candidate_transforms(logit_settings(model.config))
+    candidates = candidate_transforms(logit_settings(causal_lm(model).config))
     large = max((_CAPS_BEYOND * each.cap for each in candidates if each.cap), default=_LARGE_LOGIT)
     try:
         with torch.no_grad():
@@ -227,7 +237,8 @@ def _head_at(model: Any, rows: Rows, *, factor: float) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: If the head does not get what the base model returns.
     """
-    if model.base_model is model:
+    lm = causal_lm(model)
+    if lm.base_model is lm:
         raise ValueError("there is no base model within the model")
     states: list[Tensor] = []
 
@@ -238,21 +249,26 @@ def _head_at(model: Any, rows: Rows, *, factor: float) -> tuple[Tensor, Tensor]:
         output[next(iter(output))] = states[-1]
         return output
 
+    def run(lm: Any) -> tuple[Tensor, Tensor]:
+        logits = lm(input_ids=rows.input_ids, attention_mask=rows.padding_mask(), use_cache=False).logits
+        if len(states) != 1:
+            return logits, logits
+        chosen = [part.flatten(0, 1).index_select(0, rows.predictors) for part in (states[0], logits)]
+        raw = called_inside(lm.get_output_embeddings(), chosen[0])
+        return at_least_float32(raw), at_least_float32(chosen[1])
+
     # OPT calls the decoder within its base model, whose states that returns as they are.
-    decoder = getattr(model.base_model, "decoder", None)
-    for source in (model.base_model, decoder):
+    decoder = getattr(lm.base_model, "decoder", None)
+    for source in (lm.base_model, decoder):
         if not states and isinstance(source, nn.Module):
             hook = source.register_forward_hook(multiply)
             try:
-                logits = model(
-                    input_ids=rows.input_ids, attention_mask=rows.padding_mask(), use_cache=False
-                ).logits
+                found = in_forward(model, run)
             finally:
                 hook.remove()
     if len(states) != 1:
         raise ValueError("the model does not call its base model once")
-    chosen = [part.flatten(0, 1).index_select(0, rows.predictors) for part in (states[0], logits)]
-    return at_least_float32(model.get_output_embeddings()(chosen[0])), at_least_float32(chosen[1])
+    return found
 
 
 # ---- windows ----

@@ -13,15 +13,18 @@ from dynamic_dpo.engine.rows import PairBatch
 from dynamic_dpo.methods.base import PreferenceMethod
 from dynamic_dpo.trainers.metrics import PAIR_METRICS, gather_ragged, pair_metrics
 from dynamic_dpo.trainers.policy import PolicyAndReference
+from dynamic_dpo.trainers.reference_pass import collate_pairs
+from dynamic_dpo.trainers.sharding import same_number_of_passes
 
 
 def evaluate_pairs(
     model: nn.Module,
-    batches: Iterable[dict[str, PairBatch]],
+    batches: Iterable[dict[str, PairBatch] | None],
     *,
     method: PreferenceMethod,
     policy: PolicyAndReference,
     accelerator: Any,
+    is_sharded: bool,
     prefix: str,
     description: str,
     show_progress: bool,
@@ -30,10 +33,11 @@ def evaluate_pairs(
 
     Args:
         model: The policy, wrapped as the accelerator wants it; it is left in the mode that it was in.
-        batches: This rank's batches.
+        batches: This rank's batches; ``None`` where only other ranks still have one.
         method: Gives beta and losses; its state is read only.
         policy: Scores pairs.
         accelerator: The trainer's accelerator.
+        is_sharded: Whether weights are spread over the ranks, which must then make the same passes.
         prefix: Put before every name, with an underscore.
         description: Label of the progress bar.
         show_progress: Whether the main process shows one.
@@ -49,8 +53,14 @@ def evaluate_pairs(
     model.eval()
     with torch.no_grad(), accelerator.autocast():
         for batch in bar:
-            pairs = batch["pairs"]
-            for microbatch in policy.scorer.plan(pairs, with_gradients=False):
+            pairs = batch["pairs"] if batch is not None else collate_pairs([])["pairs"]
+            plan = policy.scorer.plan(pairs, with_gradients=False)
+            if is_sharded:
+                plan = same_number_of_passes(accelerator, plan)
+            for microbatch in plan:
+                if not microbatch:
+                    policy.idle(model, method.needs)
+                    continue
                 part = pairs.select(microbatch)
                 scored = policy.forward(model, part, method.needs)
                 control = method.control_in_evaluation(method.evidence(scored))

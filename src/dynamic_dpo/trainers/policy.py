@@ -9,10 +9,10 @@ from __future__ import annotations
 import copy
 import logging
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import nn
 
 from dynamic_dpo.engine.capability import inference
@@ -38,7 +38,9 @@ from dynamic_dpo.models.sources import (
 )
 from dynamic_dpo.models.trained_weights import hold_trained_weights_in_float32
 from dynamic_dpo.models.vocabulary import check_same_vocabulary_size
+from dynamic_dpo.trainers.ranks import on_main_process
 from dynamic_dpo.trainers.reference_pass import ReferencePass, collate_pairs
+from dynamic_dpo.trainers.sharding import adapters_off, frozen_twin, same_number_of_passes, shard
 
 logger = logging.getLogger("dynamic_dpo")
 
@@ -46,6 +48,8 @@ logger = logging.getLogger("dynamic_dpo")
 _PAIRS_TO_CHOOSE_FROM, _MOST_LOGIT_BYTES = 512, 2**30
 # What accelerate's names of mixed precision compute in.
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# What is scored where a rank has no pair and must make a pass all the same.
+_ANY_PAIR = PairBatch([[0, 0]], [[0, 0]], [[0, 0]], [-1])
 
 
 class PolicyAndReference:
@@ -66,6 +70,7 @@ class PolicyAndReference:
         tokenizer: The tokenizer.
         is_own_reference: Whether the reference is the policy's own start.
         reference_dtype: The dtype of the reference's weights.
+        is_sharded: Whether weights are spread over the ranks.
         starts_as_reference: Whether both start from the same weights, in whatever dtype: margins are then 0.
 
     Raises:
@@ -84,7 +89,7 @@ class PolicyAndReference:
         fingerprint: str | None,
         autocast: bool = False,
     ) -> None:
-        self.owns_reference = self.keeps_reference = False
+        self.owns_reference = self.keeps_reference = self.is_sharded = False
         self._reference_scorer: PairScorer | None = None
         policy: Any = model
         if isinstance(model, str):
@@ -105,8 +110,13 @@ class PolicyAndReference:
         self.is_own_reference = ref_model is None
         self.reference_model: Any = ref_model
         # Taken before adapters rename the parameters, so that LoRA and full fine-tuning share a store.
-        self.fingerprint = fingerprint or weights_fingerprint(policy if ref_model is None else ref_model)
-        self.starts_as_reference = ref_model is None or _same_weights(policy, ref_model)
+        # Where one rank has loaded the weights for all, only that one can read them.
+        self.fingerprint = fingerprint or on_main_process(
+            PartialState(), lambda: weights_fingerprint(policy if ref_model is None else ref_model)
+        )
+        self.starts_as_reference = ref_model is None or on_main_process(
+            PartialState(), lambda: _same_weights(policy, ref_model)
+        )
         self.has_fresh_adapter = peft_config is not None
         if peft_config is not None:
             policy = _add_adapter(policy, peft_config, gradient_checkpointing)
@@ -121,22 +131,45 @@ class PolicyAndReference:
         reference: Any = self.model if ref_model is None else ref_model
         self.reference_dtype: torch.dtype = causal_lm(reference).dtype
 
-    def build_scorer(
-        self,
-        engine: EngineConfig,
-        *,
-        autocast: AbstractContextManager[Any] | None = None,
-        router_coefficient: float | None = None,
-    ) -> None:
+    def prepare(self, accelerator: Any, *, is_sharded: bool, keep_reference: bool) -> None:
+        """Spread the policy over the ranks where it is to be, before anything is computed with it. Collective then.
+
+        Args:
+            accelerator: The trainer's accelerator.
+            is_sharded: Whether FSDP2 shards the run's models.
+            keep_reference: Whether the reference is to stay at hand for the whole run; full fine-tuning needs a copy
+                of the policy's start.
+        """
+        self.accelerator = accelerator
+        self.is_sharded = is_sharded
+        self.keeps_reference = keep_reference
+        if keep_reference and self.reference_model is None and not self.has_fresh_adapter:
+            twin = frozen_twin if is_sharded else copy.deepcopy
+            self.reference_model = twin(self.model).requires_grad_(False)
+            self.owns_reference = True
+            self._place(self.reference_model)  # Before the policy: sharding takes their common weights apart.
+        if is_sharded:
+            shard(accelerator, self.model)
+
+    def _place(self, model: Any) -> None:
+        """Bring a reference to where it is scored."""
+        if self.is_sharded:
+            shard(self.accelerator, model)
+        else:
+            model.to(self.accelerator.device)
+
+    def build_scorer(self, engine: EngineConfig, *, router_coefficient: float | None = None) -> None:
         """Find out which layout the policy can take, and whether its router has a balancing loss.
+
+        Collective over ranks where the policy is sharded: it is tried as it is trained.
 
         Args:
             engine: Engine settings.
-            autocast: The run's mixed precision, in which layouts are tried.
             router_coefficient: Weight of the balancing loss; by default what the model's configuration says.
         """
         self.engine = engine
-        with self._without_dropout(), autocast or nullcontext():
+        # In the run's mixed precision, in which layouts are tried.
+        with self._without_dropout(), autocast_of(self.accelerator):
             self.scorer = PairScorer(self.model, engine, recomputes=self.recomputes)
         self.scorer.router = router_loss_of(causal_lm(self.model), coefficient=router_coefficient)
 
@@ -174,6 +207,11 @@ class PolicyAndReference:
             logps.router_loss,
         )
 
+    def idle(self, model: Any, needs: Needs) -> torch.Tensor:
+        """Make a pass for no pair, since other ranks make one; return a zero with gradients for all weights."""
+        forward = self.forward(model, _ANY_PAIR, needs)
+        return 0.0 * (forward.policy_chosen_logps + forward.policy_rejected_logps).sum()
+
     def self_check(self, dataset: Any, accelerator: Any, *, num_pairs: int = 3) -> None:
         """Score a few of the first 512 pairs through the layout in use, and alone through the model's own logits.
 
@@ -209,21 +247,14 @@ class PolicyAndReference:
                 fingerprint=self.fingerprint,
                 dtype=self._arithmetic(accelerator),
             ),
-            partial(self._score_reference, accelerator),
-            lambda pairs: self.scorer.plan(pairs, with_gradients=False),
+            self._score_reference,
+            self._plan_of_reference,
             show_progress=show_progress,
         )
 
-    def keep_reference(self) -> None:
-        """Keep the reference at hand for the whole run; full fine-tuning needs a copy of the policy's start."""
-        self.keeps_reference = True
-        if self.reference_model is None and not self.has_fresh_adapter:
-            self.reference_model = copy.deepcopy(self.model).requires_grad_(False)
-            self.owns_reference = True
-
     def _live_reference(self, rows: Rows) -> LiveReference:
         """Run the reference on a micro-batch of the policy's rows."""
-        model, scorer = self._reference_parts(rows.input_ids.device)
+        model, scorer = self._reference_parts()
         if (rows.spans and not scorer.packed) or (rows.shared and not scorer.shares(rows)):
             raise ModelError(
                 f"the method reads the reference's logits on the policy's rows, and {type(model).__name__} cannot "
@@ -231,12 +262,12 @@ class PolicyAndReference:
             )
         return scorer.live_reference(model, rows, self._as_reference)
 
-    def _reference_parts(self, device: torch.device) -> tuple[Any, PairScorer]:
-        """Return the model that is the reference, on ``device``, and its scorer."""
+    def _reference_parts(self) -> tuple[Any, PairScorer]:
+        """Return the model that is the reference, where it is scored, and its scorer."""
         if self.reference_model is None:
             return self.model, self.scorer
         if self._reference_scorer is None:
-            self.reference_model.to(device)
+            self._place(self.reference_model)
             # In the policy's layout, which it could not take if its configuration spoke of dropout.
             with ConfiguredDropout(self.reference_model).off():
                 self._reference_scorer = PairScorer(self.reference_model, self.engine)
@@ -246,7 +277,7 @@ class PolicyAndReference:
         """Return the context in which the model of `_reference_parts` is the reference."""
         stack = ExitStack()
         if self.reference_model is None and self.has_fresh_adapter:
-            stack.enter_context(self.model.disable_adapter())
+            stack.enter_context(adapters_off(self.model))
         stack.enter_context(inference(self.model if self.reference_model is None else self.reference_model))
         return stack
 
@@ -263,12 +294,15 @@ class PolicyAndReference:
         autocast = _AUTOCAST.get(accelerator.mixed_precision)
         if autocast is not None:
             names.append(str(autocast).removeprefix("torch."))
+            if self.is_sharded:
+                # Weights are gathered in that dtype, and with them all states between the layers have it.
+                names.append("sharded")
         if getattr(model, "is_quantized", False):
             names.append("quantized")
         if (autocast or model.dtype).itemsize < 4:
             # A margin would be off by nats if its two halves came from two layouts: see `engine.rounding`.
             with autocast_of(accelerator):
-                names.append(self._reference_parts(accelerator.device)[1].layout)
+                names.append(self._reference_parts()[1].layout)
         return "+".join(names)
 
     def arithmetic_at_start(self, accelerator: Any) -> torch.dtype:
@@ -285,16 +319,24 @@ class PolicyAndReference:
         )
         return reference
 
-    def _score_reference(self, accelerator: Any, pairs: PairBatch) -> PairLogps:
-        with autocast_of(accelerator):
-            model, scorer = self._reference_parts(accelerator.device)
-        with self._as_reference(), autocast_of(accelerator):
-            return scorer.score(model, pairs)
+    def _plan_of_reference(self, pairs: PairBatch) -> list[list[int]]:
+        plan = self.scorer.plan(pairs, with_gradients=False)
+        return same_number_of_passes(self.accelerator, plan) if self.is_sharded else plan
+
+    def _score_reference(self, pairs: PairBatch) -> PairLogps:
+        with autocast_of(self.accelerator):
+            model, scorer = self._reference_parts()
+        with self._as_reference(), autocast_of(self.accelerator):
+            return scorer.score(model, pairs if len(pairs) else _ANY_PAIR)
 
     def release_reference(self) -> None:
-        """Free a separate reference model's memory: all of it if it was loaded here, else the GPU's."""
+        """Free a separate reference model's memory: all of it if it was loaded here, else the GPU's.
+
+        One that was given and is sharded now stays so: each rank keeps its part.
+        """
         if self.reference_model is not None and not self.keeps_reference:
-            self.reference_model.to("cpu")
+            if not self.is_sharded:
+                self.reference_model.to("cpu")
             self._reference_scorer = None
             if self.owns_reference:
                 self.reference_model = None

@@ -41,6 +41,8 @@ from dynamic_dpo.trainers.recorder import RunRecorder
 from dynamic_dpo.trainers.reference_pass import collate_pairs
 from dynamic_dpo.trainers.referenced_data import ReferencedData
 from dynamic_dpo.trainers.resumable_trainer import ResumableTrainer
+from dynamic_dpo.trainers.sharding import same_number_of_batches
+from dynamic_dpo.trainers.step_shares import share_steps
 from dynamic_dpo.trainers.whole_step import WholeStep
 from dynamic_dpo.utils.process import prepare_process
 
@@ -142,13 +144,10 @@ class PreferenceTrainer(ResumableTrainer):
             callbacks=[*(callbacks or ())],
             optimizers=optimizers,
         )
-        if method.needs.live_reference:
-            self.policy.keep_reference()
-        self.policy.build_scorer(
-            self.engine,
-            autocast=self.accelerator.autocast(),
-            router_coefficient=getattr(args, "router_aux_loss_coef", None),
+        self.policy.prepare(
+            self.accelerator, is_sharded=self.is_fsdp_enabled, keep_reference=method.needs.live_reference
         )
+        self.policy.build_scorer(self.engine, router_coefficient=getattr(args, "router_aux_loss_coef", None))
 
         # What a step does.
         self.guard = MarginGuard(max_nonfinite=max_nonfinite)
@@ -158,7 +157,7 @@ class PreferenceTrainer(ResumableTrainer):
             accelerator=self.accelerator,
             guard=self.guard,
             device_batch=self.step_shape.device_batch,
-            passes_in_step=self.is_fsdp_enabled,
+            is_sharded=self.is_fsdp_enabled,
         )
 
         # What the run writes, and what its checkpoints hold.
@@ -255,6 +254,17 @@ class PreferenceTrainer(ResumableTrainer):
 
     # ---- a step ----
 
+    def get_train_dataloader(self) -> Any:
+        """Return the loader of this rank's share of each optimizer step."""
+        loader = super().get_train_dataloader()
+        share_steps(
+            loader,
+            controller_batch=self.pairs_per_update // self.args.world_size,
+            rank=self.args.process_index,
+            num_ranks=self.args.world_size,
+        )
+        return loader
+
     def training_step(
         self, model: nn.Module, inputs: dict[str, PairBatch], num_items_in_batch: Any = None
     ) -> Tensor:
@@ -266,7 +276,7 @@ class PreferenceTrainer(ResumableTrainer):
             num_items_in_batch: Unused; losses are scaled by the step's pairs.
 
         Returns:
-            The mean loss of this rank's pairs, detached. Shape [].
+            What this rank adds to the step's mean loss, detached; the mean over ranks is that loss. Shape [].
 
         Raises:
             NonFiniteError: If too many margins or gradients were not finite.
@@ -329,10 +339,11 @@ class PreferenceTrainer(ResumableTrainer):
         """Score every pair of ``dataloader`` as in training, without gradients; no state changes."""
         metrics, count = evaluate_pairs(
             self.model_wrapped if self.is_in_train else self.model,
-            self.stopping.cuts(dataloader),
+            self.stopping.cuts(same_number_of_batches(self.accelerator, dataloader)),
             method=self.method,
             policy=self.policy,
             accelerator=self.accelerator,
+            is_sharded=self.is_fsdp_enabled,
             prefix=metric_key_prefix,
             description=description,
             show_progress=not self.args.disable_tqdm,

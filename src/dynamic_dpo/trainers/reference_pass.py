@@ -21,8 +21,12 @@ COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
 
 def collate_pairs(examples: list[dict[str, Any]]) -> dict[str, PairBatch]:
-    """Collect tokenised examples as one batch of pairs, reference log-probabilities included where known."""
-    columns = {key: [example[key] for example in examples] for key in examples[0]}
+    """Collect tokenised examples as one batch of pairs, reference log-probabilities included where known.
+
+    A rank's share of a step may hold none.
+    """
+    names = examples[0] if examples else ("prompt_ids", "chosen_ids", "rejected_ids", "row")
+    columns = {key: [example[key] for example in examples] for key in names}
     known = [
         torch.tensor(columns[name], dtype=torch.float64) if name in columns else None for name in COLUMNS
     ]
@@ -45,7 +49,7 @@ class ReferencePass:
         accelerator: The trainer's accelerator.
         store: Where results are kept.
         score: Scores a micro-batch with the reference, without gradients.
-        plan: Cuts pairs into micro-batches.
+        plan: Cuts pairs into micro-batches. One without pairs is scored like the others, as a pass of none.
         show_progress: Whether the main process shows a progress bar.
 
     Attributes:
@@ -97,12 +101,14 @@ class ReferencePass:
     def _compute(self, dataset: Any, keys: list[bytes], missing: list[int], name: str) -> None:
         if not missing:
             return
-        mine = missing[self.accelerator.process_index :: self.accelerator.num_processes]
+        rank, num_ranks = self.accelerator.process_index, self.accelerator.num_processes
+        mine = missing[rank::num_ranks]
         fresh: list[tuple[bytes, ReferenceEntry]] = []
 
         def score(pairs: PairBatch) -> list[ReferenceEntry]:
             logps = self.score(pairs)
-            columns = [column.tolist() for column in logps[:4]]
+            # What was scored in the place of no pair is nobody's.
+            columns = [column[: len(pairs)].tolist() for column in logps[:4]]
             return [ReferenceEntry(*entry) for entry in zip(*columns, strict=True)]
 
         bar = tqdm(
@@ -113,7 +119,8 @@ class ReferencePass:
         )
         with bar:
             # A window bounds what is held as Python lists; within it rows are sorted by length.
-            for start in range(0, len(mine), 4096):
+            # The first rank has as many as any: all make its number of plans.
+            for start in range(0, -(-len(missing) // num_ranks), 4096):
                 part = mine[start : start + 4096]
                 pairs = collate_pairs(dataset.select(part).to_list())["pairs"]
                 part_keys = [keys[i] for i in part]

@@ -19,6 +19,7 @@ from dynamic_dpo.trainers.checkpoints.saved import gathered_weights, write_setti
 from dynamic_dpo.trainers.checkpoints.stopping import EvaluationCut, StopRequest
 from dynamic_dpo.trainers.checkpoints.whole import WholeCheckpoints, clear_disk_errors, clear_reading_errors
 from dynamic_dpo.trainers.ranks import clear_rank_errors, on_main_process
+from dynamic_dpo.trainers.sharding import keep_float32, shard
 from dynamic_dpo.utils.signals import Interrupted, deferred, raise_if_requested
 
 logger = logging.getLogger("dynamic_dpo")
@@ -80,6 +81,18 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
 
     def finish_run(self) -> None:
         """Do what comes after training, however it ended, unless an error ended it. Every rank calls it."""
+
+    # ---- models that are spread over the ranks ----
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Return the optimizer; of a sharded model, one that is made over its shards.
+
+        accelerate would shard the model after it and find the parameters again by their addresses, which those have
+        none that another rank has loaded.
+        """
+        if self.is_fsdp_enabled:
+            shard(self.accelerator, self.model if model is None else model)
+        return super().create_optimizer(model)
 
     # ---- a run ----
 
@@ -205,6 +218,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         self.args.save_only_model &= not alone
         super().create_accelerator_and_postprocess()
         self.args.save_only_model |= alone
+        keep_float32(self.accelerator)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save model and tokenizer as `from_pretrained` reads them, whole also where FSDP2 shards the model.

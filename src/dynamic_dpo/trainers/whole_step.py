@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from dynamic_dpo.engine.rows import PairBatch
 from dynamic_dpo.methods.base import Control, PreferenceMethod
 from dynamic_dpo.trainers.guards import MarginGuard
-from dynamic_dpo.trainers.metrics import MetricSums, gather_ragged, pair_metrics
+from dynamic_dpo.trainers.metrics import PAIR_METRICS, MetricSums, gather_ragged, pair_metrics
 from dynamic_dpo.trainers.policy import PolicyAndReference
+from dynamic_dpo.trainers.sharding import most_of_ranks
 from dynamic_dpo.utils.process import FreedMemory
 
 # Told of each controller update: all ranks' margins (CPU), this rank's, the update's number, the method's reading.
@@ -33,7 +34,7 @@ class WholeStep:
         accelerator: The trainer's accelerator.
         guard: Checks the margins before the method learns from them.
         device_batch: Pairs of a controller batch on one rank in scope ``micro``.
-        passes_in_step: Whether ranks must run the same number of passes, as sharded models do.
+        is_sharded: Whether weights are spread over the ranks, which must then make the same passes.
 
     Attributes:
         metrics: Sums since the last log entry.
@@ -49,14 +50,14 @@ class WholeStep:
         accelerator: Any,
         guard: MarginGuard,
         device_batch: int,
-        passes_in_step: bool,
+        is_sharded: bool,
     ) -> None:
         self.method = method
         self.policy = policy
         self.accelerator = accelerator
         self.guard = guard
         self.device_batch = device_batch
-        self.passes_in_step = passes_in_step
+        self.is_sharded = is_sharded
         self.metrics = MetricSums()
         self.freed_memory = FreedMemory()
         self.num_updates = 0
@@ -67,40 +68,51 @@ class WholeStep:
 
         Args:
             model: The policy, wrapped as the accelerator wants it.
-            pairs: This rank's pairs of the step.
+            pairs: This rank's pairs of the step, maybe none.
             step: Optimizer steps made so far.
             on_update: Told of each controller update.
 
         Returns:
-            The mean loss of this rank's pairs, detached. Shape [].
+            What this rank adds to the mean loss of the step's pairs: its losses over the pairs that a rank has on
+            average, detached. Shape [].
         """
         self.guard.begin_step()
-        size = len(pairs) if self.method.scope == "step" else self.device_batch
-        starts = range(0, len(pairs), size)
+        per_rank = self._pairs_of_ranks(len(pairs))
+        # Ranks' gradients are averaged: divided by the average, each pair of the step weighs the same.
+        average = sum(per_rank) / len(per_rank)
+        size = max(per_rank) if self.method.scope == "step" else self.device_batch
+        starts = range(0, max(per_rank), size)
         total = torch.zeros((), device=self.accelerator.device)
         for start in starts:
             batch = pairs.select(range(start, min(start + size, len(pairs))))
             loss_sum, seen = self._controller_batch(
-                model, batch, num_pairs=len(pairs), ends_step=start == starts[-1]
+                model, batch, num_pairs=average, ends_step=start == starts[-1]
             )
             total = total + loss_sum
             self._observe(seen, batch, step, on_update)
         if self.guard.step_is_bad:
             # A NaN in one row is a NaN in every gradient: the step is left out, on every rank alike.
             model.zero_grad()
-        self.num_pairs += len(pairs) * self.accelerator.num_processes
-        return (total / len(pairs)).float()
+        self.num_pairs += sum(per_rank)
+        return (total / average).float()
 
     def _controller_batch(
-        self, model: nn.Module, batch: PairBatch, *, num_pairs: int, ends_step: bool
+        self, model: nn.Module, batch: PairBatch, *, num_pairs: float, ends_step: bool
     ) -> tuple[Tensor, Tensor]:
         """Run forward and backward over one controller batch; return loss sum, and margins and evidence [B, 2]."""
         method = self.method
-        plan = self.policy.scorer.plan(batch, at_least=self._passes_to_agree_on(batch))
+        plan = self._plan(batch)
         control = self._control_before_loss(model, batch, plan) if method.needs.batch_evidence else None
-        seen, loss_sum = [], torch.zeros((), device=self.accelerator.device)
+        seen, loss_sum = [self._no_values(2)], torch.zeros((), device=self.accelerator.device)
         for number, microbatch in enumerate(plan):
             with self._gradient_sync(model, last=ends_step and number == len(plan) - 1):
+                if not microbatch:
+                    with self.accelerator.autocast():
+                        nothing = self.policy.idle(model, method.needs)
+                    self.accelerator.backward(nothing)
+                    width = len(PAIR_METRICS) + (self.policy.scorer.router is not None)
+                    self.metrics.add_pairs(nothing.new_zeros(0, width))
+                    continue
                 with self.accelerator.autocast():
                     forward = self.policy.forward(model, batch.select(microbatch), method.needs)
                 evidence = method.evidence(forward)
@@ -123,10 +135,13 @@ class WholeStep:
     def _control_before_loss(self, model: nn.Module, batch: PairBatch, plan: list[list[int]]) -> Control:
         """Score the whole controller batch without gradients and let the method decide on all ranks' pairs."""
         with torch.no_grad(), self.accelerator.autocast():
-            seen = [
-                self.method.evidence(self.policy.forward(model, batch.select(part), self.method.needs))
-                for part in plan
-            ]
+            seen = [self._no_values()]
+            for part in plan:
+                if part:
+                    forward = self.policy.forward(model, batch.select(part), self.method.needs)
+                    seen.append(self.method.evidence(forward))
+                elif self.is_sharded:
+                    self.policy.idle(model, self.method.needs)
         evidence = in_order(seen, plan)
         size = torch.tensor([len(evidence)], device=evidence.device)
         sizes = gather_ragged(self.accelerator, size).tolist()
@@ -134,15 +149,33 @@ class WholeStep:
         first = sum(sizes[: self.accelerator.process_index])
         return control.select(torch.arange(first, first + len(evidence), device=evidence.device))
 
-    def _passes_to_agree_on(self, batch: PairBatch) -> int:
-        if not self.passes_in_step:
-            return 1
-        mine = torch.tensor([len(self.policy.scorer.plan(batch))], device=self.accelerator.device)
-        return int(self.accelerator.gather(mine).max())
+    def _no_values(self, *width: int) -> Tensor:
+        """Return what a rank without pairs has seen, in the log-probabilities' dtype. Shape [0, ...]."""
+        dtype = torch.promote_types(self.policy.scorer.dtype, torch.float32)
+        return torch.zeros(0, *width, dtype=dtype, device=self.accelerator.device)
+
+    def _pairs_of_ranks(self, mine: int) -> list[int]:
+        if self.accelerator.num_processes == 1:
+            return [mine]
+        counts: list[int] = self.accelerator.gather(
+            torch.tensor([mine], device=self.accelerator.device)
+        ).tolist()
+        return counts
+
+    def _plan(self, batch: PairBatch) -> list[list[int]]:
+        """Cut a controller batch into micro-batches; one that holds no pair stands for a pass of none."""
+        plan = self.policy.scorer.plan(batch)
+        if not self.is_sharded:
+            return plan or [[]]  # Gradients are exchanged in a pass.
+        at_least = most_of_ranks(self.accelerator, len(plan))
+        plan = self.policy.scorer.plan(batch, at_least=at_least)
+        return plan + [[]] * (at_least - len(plan))
 
     def _gradient_sync(self, model: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
-        # Ranks exchange gradients once a step, with its last micro-batch.
-        context: AbstractContextManager[Any] = nullcontext() if last else self.accelerator.no_sync(model)
+        # Ranks exchange gradients once a step, with its last micro-batch. Sharded gradients are summed into shards
+        # with every one: until then each rank would keep those of all weights.
+        together = last or self.is_sharded
+        context: AbstractContextManager[Any] = nullcontext() if together else self.accelerator.no_sync(model)
         return context
 
     def _observe(self, seen: Tensor, batch: PairBatch, step: int, on_update: OnUpdate) -> None:
@@ -167,10 +200,12 @@ class WholeStep:
 def in_order(parts: Sequence[Tensor], plan: Sequence[Sequence[int]]) -> Tensor:
     """Undo a plan's sorting: values by micro-batch back to the batch's own order. Shape [B, ...].
 
+    Micro-batches without pairs have no values.
+
     Example:
         >>> in_order([torch.tensor([3.0, 1.0]), torch.tensor([2.0])], [[2, 0], [1]])
         tensor([1., 2., 3.])
     """
     values = torch.cat(list(parts))
-    order = torch.tensor([index for part in plan for index in part], device=values.device)
+    order = torch.tensor([index for part in plan for index in part], dtype=torch.long, device=values.device)
     return torch.empty_like(values).index_copy(0, order, values)
