@@ -22,9 +22,11 @@ from transformers import (
 )
 
 from dynamic_dpo.cli import merge
+from dynamic_dpo.models.sources import load_model, resolve_model
 from dynamic_dpo.trainers.checkpoints.file_list import write_file_list
 from dynamic_dpo.trainers.checkpoints.saved import write_settings
 from dynamic_dpo.trainers.checkpoints.shards import MODEL_SHARDS
+from families.configurations import tiny_model
 from tiny import tiny_llama, word_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*a single process")
@@ -67,7 +69,13 @@ def mixtral() -> MixtralForCausalLM:
     )
 
 
-@pytest.mark.parametrize("make", [tiny_llama, tied_llama, mixtral, lambda: tiny_llama(dtype=torch.bfloat16)])
+def of_pictures() -> Any:
+    return tiny_model("qwen2_5_vl")
+
+
+@pytest.mark.parametrize(
+    "make", [tiny_llama, tied_llama, mixtral, of_pictures, lambda: tiny_llama(dtype=torch.bfloat16)]
+)
 @pytest.mark.parametrize("file_gb", ["5", "0.00001"])
 def test_shards_become_what_save_pretrained_writes(
     make: Any, file_gb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -83,7 +91,7 @@ def test_shards_become_what_save_pretrained_writes(
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
     assert (len(files) > 1) == (out / "model.safetensors.index.json").is_file() == (file_gb != "5")
 
-    reloaded = AutoModelForCausalLM.from_pretrained(out)
+    reloaded = load_model(resolve_model(str(out)), dtype="auto")
     assert type(reloaded) is type(model)
     for name, value in reloaded.state_dict().items():
         assert value.dtype == model.dtype

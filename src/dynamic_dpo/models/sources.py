@@ -116,7 +116,7 @@ def load_model(source: ModelSource, **kwargs: Any) -> Any:
 
     def read(location: str, options: dict[str, Any], gguf: dict[str, Any]) -> Any:
         options = {"dtype": torch.float32, **SAFE_LOADING, "weights_only": True, **options}
-        model = _model_class(location, gguf).from_pretrained(location, **gguf, **options)
+        model = model_class(location, **gguf).from_pretrained(location, **gguf, **options)
         if gguf:
             # The weights are dequantised now; a saved copy that says otherwise could not be loaded again.
             del model.config.quantization_config
@@ -155,7 +155,7 @@ def load_config(source: ModelSource) -> Any:
         ) from error
 
 
-def _model_class(location: str, gguf: dict[str, Any]) -> Any:
+def model_class(location: str, **gguf: Any) -> Any:
     """Return the class that loads a model: that of causal language models, where it knows the family."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto.modeling_auto import (

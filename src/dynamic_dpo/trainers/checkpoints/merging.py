@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from dynamic_dpo.errors import CheckpointError, ConfigError, DynamicDPOError
 from dynamic_dpo.models.adapters import ADAPTER_FILE, find_model, open_model
-from dynamic_dpo.models.sources import SAFE_LOADING, load_config, load_tokenizer, resolve_model
+from dynamic_dpo.models.sources import SAFE_LOADING, load_config, load_tokenizer, model_class, resolve_model
 from dynamic_dpo.runs.files import CONTROLLER_STATE, TRAINER_STATE
 from dynamic_dpo.trainers.checkpoints.file_list import FILE_LIST, fault_of
 from dynamic_dpo.trainers.checkpoints.saved import check_saved_tokenizer, check_saved_weights
@@ -172,12 +172,11 @@ def _add_settings(checkpoint: Path, folder: Path, model: str | None) -> None:
 
 def _write_model(shards: ModelShards, folder: Path, files: WeightFiles) -> None:
     """Write all weights of a model, under the names and in the pieces of `save_pretrained`."""
-    from transformers import AutoModelForCausalLM
     from transformers.core_model_loading import revert_weight_conversion
 
     config = load_config(resolve_model(str(folder)))
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, **SAFE_LOADING)
+        model = model_class(str(folder)).from_config(config, **SAFE_LOADING)
     _check_same_tensors(shards, model)
     # The second name of a tied weight: `from_pretrained` ties it again.
     left_out = {
