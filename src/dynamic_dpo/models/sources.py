@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 from dynamic_dpo.errors import ModelError
 from dynamic_dpo.models.gguf import remove_copy, unpacked
+from dynamic_dpo.models.read_once import is_read_once, load_once
 
 PACKAGE_PREFIX = "package:"
 # Given although it is the default: left out, transformers asks on the terminal whether to run a repository's code.
@@ -109,6 +110,9 @@ def load_model(source: ModelSource, **kwargs: Any) -> Any:
     Weights stay in float32 under bf16 training too (autocast does the arithmetic): steps of 5e-7 are below
     bfloat16's resolution.
 
+    Under FSDP one rank reads them for all, and the call is collective: see `dynamic_dpo.models.read_once`. Quantised
+    weights cannot travel, and every rank reads them.
+
     Raises:
         ModelError: If it cannot be loaded, with the library's reason.
     """
@@ -127,15 +131,19 @@ def load_model(source: ModelSource, **kwargs: Any) -> Any:
     def unpack(folder: Path) -> None:
         read(source.location, {}, source.load_kwargs).save_pretrained(folder)
 
-    def load(location: str, **gguf: Any) -> Any:
-        return read(location, kwargs, gguf)
+    def load(**options: Any) -> Any:
+        try:
+            return _load(source, "model", unpack, lambda place, **gguf: read(place, kwargs | options, gguf))
+        except _NOT_LOADABLE as error:
+            raise ModelError(f"model {source.name!r} cannot be loaded: {_first_lines(error)}") from error
 
-    try:
-        model = _load(source, "model", unpack, load)
-    except _NOT_LOADABLE as error:
-        raise ModelError(f"model {source.name!r} cannot be loaded: {_first_lines(error)}") from error
+    model = load_once(load) if is_read_once() and "quantization_config" not in kwargs else load()
     if source.gguf_file:
         model.config._name_or_path = source.location
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is not model.get_input_embeddings().weight:
+        # The files may hold a head of its own although the configuration ties it, and sharding goes by that.
+        model.config.tie_word_embeddings = False
     return model
 
 
