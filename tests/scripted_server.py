@@ -26,6 +26,7 @@ class Answer:
         body: Sent as JSON, or as it is if bytes.
         headers: More headers.
         delay: Seconds before it answers.
+        meets: Where it waits for as many others as the barrier counts.
         cut_after: Bytes of the body after which the connection is cut; ``None``: it is not.
         drip: Seconds between two bytes of the body.
         drip_headers: Seconds between two bytes of everything before it.
@@ -35,6 +36,7 @@ class Answer:
     body: Any = None
     headers: dict[str, str] = field(default_factory=dict)
     delay: float = 0.0
+    meets: threading.Barrier | None = None
     cut_after: int | None = None
     drip: float = 0.0
     drip_headers: float = 0.0
@@ -165,6 +167,8 @@ class ScriptedServer:
             else:
                 answer = error(400, "the script has no answer left")
         self._stopping.wait(answer.delay)
+        if answer.meets is not None:
+            answer.meets.wait(timeout=10)
         with self._lock:
             self._at_once -= 1
         try:

@@ -15,7 +15,7 @@ import pytest
 from dynamic_dpo.errors import ServerError
 from dynamic_dpo.eval.servers.client import ServerClient, environment_key
 from dynamic_dpo.eval.servers.retry import PassingError, RetryPolicy
-from scripted_server import Answer, ScriptedServer, completion
+from scripted_server import Answer, Request, ScriptedServer, completion
 
 ASK = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 
@@ -28,7 +28,7 @@ def script() -> Iterator[ScriptedServer]:
 
 @pytest.fixture
 def client(script: ScriptedServer) -> Iterator[ServerClient]:
-    client = ServerClient(base_url=script.base_url, key="sk-12345678", deadline=0.5, max_reply_bytes=10_000)
+    client = ServerClient(base_url=script.base_url, key="sk-12345678", deadline=2.0, max_reply_bytes=10_000)
     yield client
     client.close()
 
@@ -41,11 +41,11 @@ def client(script: ScriptedServer) -> Iterator[ServerClient]:
 def test_a_server_that_dribbles_meets_the_deadline(
     script: ScriptedServer, client: ServerClient, slow: dict[str, float]
 ) -> None:
-    script.add(completion("x" * 5000, **slow), completion("quick"))
+    script.add(completion("x" * 9000, **slow), completion("quick"))
     begun = time.monotonic()
-    with pytest.raises(PassingError, match=r"no whole reply within 0\.5 s"):
+    with pytest.raises(PassingError, match=r"no whole reply within 2 s"):
         client.chat_completion(**ASK)
-    assert 0.4 < time.monotonic() - begun < 5
+    assert 1.9 < time.monotonic() - begun < 20
     assert client.chat_completion(**ASK).choices[0].message.content == "quick"
 
 
@@ -105,8 +105,13 @@ def test_a_client_that_nobody_closes_ends_with_its_last_reference(script: Script
 
 
 def test_requests_of_many_threads_are_under_way_together(script: ScriptedServer) -> None:
-    script.respond = lambda request: Answer(200, {"said": request["body"]["n"]}, delay=0.2)
-    client = ServerClient(base_url=script.base_url, key=None, deadline=5.0)
+    together = threading.Barrier(8)
+
+    def respond(request: Request) -> Answer:
+        return Answer(200, {"said": request["body"]["n"]}, meets=together)
+
+    script.respond = respond
+    client = ServerClient(base_url=script.base_url, key=None, deadline=20.0)
     found: dict[int, object] = {}
     threads = [
         threading.Thread(target=lambda n=n: found.update({n: client.post("/completions", {"n": n})}))
@@ -117,7 +122,6 @@ def test_requests_of_many_threads_are_under_way_together(script: ScriptedServer)
     for thread in threads:
         thread.join()
     assert found == {n: {"said": n} for n in range(8)}
-    assert script.most_at_once == 8
     client.close()
 
 
