@@ -85,6 +85,14 @@ def memory(options: argparse.Namespace) -> None:
     run_script("memory", options, "--steps", ",".join(map(str, sizes)))
 
 
+def sampling(options: argparse.Namespace) -> None:
+    """Measure sampling, of the quickstart's model where the run itself is on a random one, which reads no text."""
+    model = [] if is_random(options.model) else ["--model", options.model]
+    importlib.import_module("sampling").main(
+        [*model, "--out", str(options.out), "--rounds", str(options.rounds)]
+    )
+
+
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], None]] = {
     "reference_pass": lambda options: run_script("reference_pass", options),
     "sweep": lambda options: run_script("sweep", options),
@@ -92,6 +100,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], None]] = {
     "saturation": lambda options: run_script("saturation", options, "--with-trl"),
     "memory": memory,
     "growth": growth,
+    "sampling": sampling,
     "data_preparation": prepare_data,
 }
 

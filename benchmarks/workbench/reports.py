@@ -24,6 +24,7 @@ PARTS = (
     "saturation",
     "memory",
     "growth",
+    "sampling",
     "data_preparation",
     "gpu",
 )
