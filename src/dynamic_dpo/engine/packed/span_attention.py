@@ -61,11 +61,8 @@ class _Rule(NamedTuple):
         With the whole output and the whole normaliser a part's backward gives its share of the whole gradient.
         """
         grad, states, output = (_part(tensor, [piece.queries]) for tensor in (grad, query, output))
-        keys, values, normalisers = (
-            _part(key, piece.keys),
-            _part(value, piece.keys),
-            normalisers[:, :, piece.queries],
-        )
+        keys, values = _part(key, piece.keys), _part(value, piece.keys)
+        normalisers = normalisers[:, :, piece.queries]
         visible = piece.visible(self.window, query.device)
         saved = (grad, states, keys, values, output, normalisers)
         if self.softcap is not None and visible is not None:
@@ -75,11 +72,8 @@ class _Rule(NamedTuple):
 
 def _part(tensor: Tensor, places: Sequence[slice]) -> Tensor:
     """Return parts of a row [1, H, T, D], one behind the other."""
-    return (
-        tensor[:, :, places[0]]
-        if len(places) == 1
-        else torch.cat([tensor[:, :, place] for place in places], 2)
-    )
+    parts = [tensor[:, :, place] for place in places]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 def _bias(visible: Tensor | None, like: Tensor) -> Tensor | None:
@@ -134,7 +128,7 @@ class _PackedAttention(torch.autograd.Function):
         grad_query, grad_key, grad_value = (make(part, dtype=dtype) for part in (query, key, value))
         for piece in (piece for some in ctx.plan for piece in reversed(some)):
             to_query, to_key, to_value = ctx.rule.pull(grad, query, key, value, output, normalisers, piece)
-            # A triangle is the first to meet its keys, and being the last of its queries' pieces, here the first.
+            # A triangle is the first piece that meets its keys and, last of its queries' pieces, here their first.
             put = Tensor.copy_ if piece.causal else Tensor.add_
             put(grad_query[:, :, piece.queries], to_query)
             start = 0
