@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 WORKERS ?= 2
 
-.PHONY: setup quickstart test test-slow test-served test-gpu coverage check lint types walls docs rooms bench bench-more bench-gpu experiment torture clean
+.PHONY: setup quickstart test test-slow test-served test-gpu coverage check lint types walls docs rooms bench bench-more bench-gpu experiment families torture clean
 
 setup: $(READY)
 
@@ -76,6 +76,10 @@ experiment: $(READY)
 torture: $(READY)
 	# Kills, full disks, damage and dying ranks at full counts; prints the table of docs/reliability.md.
 	$(TEST_ENV) PYTHONPATH=tests $(BIN)/python -m torture $(TORTURE)
+
+families: $(READY)
+	# Every family of models that transformers has, tiny and random; writes docs/models.md.
+	$(TEST_ENV) PYTHONPATH=tests $(BIN)/python -m families $(FAMILIES)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.*

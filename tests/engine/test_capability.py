@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    BertConfig,
+    BertLMHeadModel,
     CohereConfig,
     CohereForCausalLM,
     Gemma2Config,
@@ -26,6 +28,7 @@ from dynamic_dpo.engine.head import LogitTransform
 from dynamic_dpo.engine.rows import PairBatch
 from dynamic_dpo.engine.scorer import PairScorer
 from dynamic_dpo.engine.trial import candidate_transforms, trial_pairs
+from dynamic_dpo.errors import ModelError
 from dynamic_dpo.loss import compute_log_prob
 from tiny import VOCAB, random_pairs, tiny_llama
 
@@ -246,3 +249,19 @@ def test_tokens_of_the_trial_are_ordinary_ones() -> None:
     used = {token for part in (*pairs.prompts, *pairs.chosen, *pairs.rejected) for token in part}
     assert not used & {0, 1, 2, 7}
     assert max(used) < VOCAB
+
+
+def test_a_model_that_sees_the_future_is_refused() -> None:
+    settings = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    for decoder in (True, False):
+        torch.manual_seed(0)
+        model = BertLMHeadModel(
+            BertConfig(**settings, num_attention_heads=4, initializer_range=0.2, is_decoder=decoder)
+        )
+        if decoder:
+            assert detect_capability(model).separate_head is False
+        else:
+            with pytest.raises(
+                ModelError, match="BertLMHeadModel is no causal language model as it is configured"
+            ):
+                detect_capability(model)

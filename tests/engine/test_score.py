@@ -310,6 +310,21 @@ def test_the_self_check_passes_on_an_honest_model_and_fails_on_sabotaged_scoring
         scorer.self_check(model, some_pairs(3))
 
 
+def test_the_self_check_does_not_send_to_plain_rows_who_has_them() -> None:
+    model = tiny_mamba()
+    scorer = PairScorer(model, EngineConfig(layout="plain"))
+
+    def sees_padding(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        output["last_hidden_state"] = output[0] * (1 + output[0].shape[1] % 7)
+        return output
+
+    model.backbone.register_forward_hook(sees_padding, with_kwargs=True)
+    with pytest.raises(
+        ModelError, match=r"self-check failed: plain rows and each sequence alone.*see the padding"
+    ):
+        scorer.self_check(model, some_pairs(3))
+
+
 def test_agreement_is_rounding_and_not_more() -> None:
     oracle, tokens = torch.tensor([-100.0, -50.0]), torch.tensor([25, 9])
 

@@ -110,7 +110,7 @@ def train(model: Any, pairs: PairBatch, folder: Path) -> dict[str, float]:
         train_dataset=Dataset.from_dict({name: list(values) for name, values in rows.items()}),
         processing_class=word_tokenizer(),
         method=DPO(),
-        engine=EngineConfig(reference_dir=str(folder / "reference"), tokens_per_microbatch=64),
+        engine=EngineConfig(reference_dir=str(folder / "reference")),
     )
     trainer.train()
     entries: list[dict[str, float]] = [entry for entry in trainer.state.log_history if "loss" in entry]

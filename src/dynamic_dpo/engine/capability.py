@@ -24,6 +24,7 @@ from dynamic_dpo.engine.trial import (
     NARROW,
     WIDE,
     find_logit_transform,
+    is_causal,
     reason_against_layout,
     run_trial,
     trial_pairs,
@@ -114,6 +115,7 @@ def detect_capability(model: Any) -> Capability:
         The capability; a model on the meta device is judged by its configuration alone.
 
     Raises:
+        ModelError: If the model sees tokens behind the one it is at.
         torch.OutOfMemoryError: If memory runs out in the trial, which is some forty tokens.
     """
     lm = causal_lm(model)
@@ -125,6 +127,11 @@ def detect_capability(model: Any) -> Capability:
     devices = [lm.device] if lm.device.type == "cuda" else []
     with torch.random.fork_rng(devices), inference(model):
         plain = plain_rows(pairs).to(lm.device)
+        if not is_causal(model, plain):
+            raise ModelError(
+                f"{type(lm).__name__} is no causal language model as it is configured: what it makes of a prompt "
+                "depends on the answer behind it, which it could then read off. A decoder is needed"
+            )
         transform, against_head = find_logit_transform(model, plain)
         if transform is None:
             return Capability(False, False, against_head, False, against_head)
@@ -153,15 +160,20 @@ def _try_layouts(model: Any, pairs: PairBatch, plain: Rows) -> Capability:
             return reason, fixed_length(model)
         with windows_of(model, WIDE):
             reason = reason_against_layout(model, rows, wide)
-        return reason, None if reason else min([*windows, fixed_length(model) or windows[0]])
+        if reason:
+            # What is shown tells of the model's own windows.
+            return reason_against_layout(model, rows, wide) or reason, None
+        return None, min([*windows, fixed_length(model) or windows[0]])
 
     refused, longest_shared = judged(shared)
     against, longest_packed = reason_against_packing(lm), None
+    before = lm.config._attn_implementation
     if against is None:
         with _packed_attention(lm) as keep:
-            # Ordinary rows must come out as before, too.
-            with windows_of(model, NARROW):
-                against = reason_against_layout(model, plain, narrow)
+            if before == "eager":
+                # It is `sdpa` for ordinary rows now, which must come out as before.
+                with windows_of(model, NARROW):
+                    against = reason_against_layout(model, plain, narrow)
             if against is None:
                 against, longest_packed = judged(packed)
             keep(against is None)
@@ -188,13 +200,16 @@ def _packed_attention(model: Any) -> Iterator[Callable[[bool], None]]:
             model.set_attn_implementation(before)
 
 
-def check_layouts_agree(model: Any, pairs: PairBatch, score_shared: Callable[[PairBatch], Tensor]) -> None:
+def check_layouts_agree(
+    model: Any, pairs: PairBatch, score_shared: Callable[[PairBatch], Tensor], *, layout: str
+) -> None:
     """Score ``pairs`` through the layout in use, and each sequence alone through the model's own logits.
 
     Args:
         model: The causal language model, wrapped or not.
         pairs: A few real pairs.
         score_shared: The scoring in use: pairs to the log-probabilities of chosen, rejected, chosen, … Shape [2 B].
+        layout: Name of the layout in use.
 
     Raises:
         ModelError: If they differ by more than rounding.
@@ -218,9 +233,14 @@ def check_layouts_agree(model: Any, pairs: PairBatch, score_shared: Callable[[Pa
     num_tokens = torch.tensor([len(ids) for completions in pairs.completions for ids in completions])
     if largest_excess(ours, oracle, num_tokens=num_tokens, dtype=lm.dtype) > 0:
         seen, expected = (values.view(-1, 2).tolist() for values in (ours, oracle))
+        advice = (
+            "Set engine.layout=plain, and please report the model"
+            if layout != "plain"
+            else "The model's layers see the padding behind a sequence, or what lies beside it: it cannot be trained"
+        )
         raise ModelError(
-            "the self-check failed: shared-prefix rows and plain rows give other log-probabilities for rows "
-            f"{list(pairs.rows)}: {seen} against {expected}. Set engine.layout=plain, and please report the model"
+            f"the self-check failed: {layout} rows and each sequence alone give other log-probabilities for rows "
+            f"{list(pairs.rows)}: {seen} against {expected}. {advice}"
         )
 
 

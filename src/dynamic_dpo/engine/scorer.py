@@ -407,4 +407,4 @@ class PairScorer:
             rows = self.rows(batch).to(next(model.parameters()).device)
             return self._call(model, rows)["logps"]
 
-        check_layouts_agree(model, pairs, score)
+        check_layouts_agree(model, pairs, score, layout=self.layout)

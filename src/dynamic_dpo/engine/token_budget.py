@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from dynamic_dpo.models.settings import layer_values
+
 SMALLEST_BUDGET = 256
 # A CPU's matmuls are about as fast on 768 rows as on more; only memory would grow. GPUs gain longer.
 LARGEST_BUDGET = {"cpu": 768, "cuda": 16_384}
@@ -84,9 +86,8 @@ def layer_widths(config: Any) -> LayerVectors:
     """
 
     def size(*names: str) -> int:
-        values = (getattr(config, name, None) for name in names)
-        found: Any = next((value for value in values if value), 0)
-        return int(found if isinstance(found, int) else max(found))
+        values = (value for name in names for value in [_largest(layer_values(config, name))] if value)
+        return next(values, 0)
 
     hidden = size("hidden_size")
     dense = size("intermediate_size") or 4 * hidden
@@ -97,6 +98,11 @@ def layer_widths(config: Any) -> LayerVectors:
         shared = size("shared_expert_intermediate_size") or size("n_shared_experts") * expert
         inner = (size("num_experts_per_tok") or 1) * expert + shared
     return LayerVectors(max(hidden, heads), inner)
+
+
+def _largest(values: list[Any]) -> int:
+    # Some settings are a number for every layer.
+    return max((int(value if isinstance(value, int) else max(value)) for value in values if value), default=0)
 
 
 def device_memory(device: torch.device) -> int:

@@ -22,6 +22,7 @@ from dynamic_dpo.engine.score import in_forward, predicting_states
 from dynamic_dpo.engine.sharded import called_inside, forget_pass, is_sharded, reshard
 from dynamic_dpo.loss.dpo_loss import at_least_float32
 from dynamic_dpo.models.causal_lm import causal_lm, inside_wrappers
+from dynamic_dpo.models.settings import layer_values
 
 # The size of the head's outputs in its second trial, as a multiple of the largest cap, or by itself without one.
 _CAPS_BEYOND, _LARGE_LOGIT = 4, 200.0
@@ -110,6 +111,22 @@ def _sum_by_token(gradient: Tensor, rows: Rows) -> Tensor:
     ids, places = torch.unique(rows.input_ids.flatten()[real], return_inverse=True)
     gradient = gradient.flatten(0, 1)[real]
     return gradient.new_zeros(len(ids), gradient.shape[1]).index_add(0, places, gradient)
+
+
+def is_causal(model: Any, rows: Rows) -> bool:
+    """Return whether the state behind a prompt is the same with either completion after it.
+
+    Args:
+        model: The model, wrapped or not, in evaluation mode.
+        rows: Plain rows of pairs on the model's device: the first prediction of each row is that of its prompt.
+    """
+    with torch.no_grad():
+        states = at_least_float32(in_forward(model, lambda lm: predicting_states(lm, rows)))
+    owners = rows.owners.tolist()
+    chosen, rejected = (
+        states[[owners.index(owner) for owner in range(first, rows.num_sequences, 2)]] for first in (0, 1)
+    )
+    return _distance(chosen, rejected, torch.arange(len(chosen), device=chosen.device)) <= tolerance(model)
 
 
 def reason_against_layout(model: Any, rows: Rows, oracle: Trial) -> str | None:
@@ -285,7 +302,9 @@ def windows_of(model: nn.Module, width: int) -> Iterator[None]:
         (owner, name, value)
         for owner in (*configs.values(), *model.modules())
         for name in WINDOW_SETTINGS
-        if type(value := getattr(owner, name, None)) is int and value > 0
+        if name not in (getattr(owner, "per_layer_attributes", None) or ())
+        and type(value := getattr(owner, name, None)) is int
+        and value > 0
     ]
     try:
         for owner, name, _ in changed:
@@ -303,5 +322,5 @@ def window_widths(model: Any) -> list[int]:
     has_none = kinds and all(kind == "full_attention" for kind in kinds)
     if has_none or not getattr(config, "use_sliding_window", True):
         return []
-    values = (getattr(config, name, None) for name in WINDOW_SETTINGS)
+    values = (value for name in WINDOW_SETTINGS for value in layer_values(config, name))
     return [value for value in values if type(value) is int and value > 0]
