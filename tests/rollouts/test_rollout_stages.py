@@ -79,7 +79,8 @@ def test_pairs_say_all_that_they_were_made_of(sampling: RolloutPlan) -> None:
         for side in ("chosen", "rejected"):
             output = written[about["prompt_id"], about[side]["sample"]]
             assert pair[side] == output["text"]
-            assert pair[f"{side}_ids"] == output["token_ids"]
+            assert pair[f"{side}_ids"] == output["token_ids"] + [2] * output["finished"]
+            assert about[side]["finish_reason"] == ("stop" if output["finished"] else "length")
             assert about[side]["scores"] == {"words": word_score(pair[side])}
             assert about[side]["model"] == sampling.policy.path
         assert about["gap"] == about["chosen"]["score"] - about["rejected"]["score"] > 0
@@ -364,8 +365,11 @@ def test_the_tokens_of_a_pair_are_those_that_were_sampled(sampling: RolloutPlan,
     assert len(prepared.train) == len(pairs)
     for row in prepared.train:
         pair = pairs[row["row"]]
-        assert row["chosen_ids"] == [*pair["chosen_ids"], tokenizer.eos_token_id]
-        assert row["rejected_ids"] == [*pair["rejected_ids"], tokenizer.eos_token_id]
+        for side in ("chosen", "rejected"):
+            # One stop token: the one that was sampled, or the template's where the answer was cut off.
+            is_closed = pair["metadata"][side]["finish_reason"] == "stop"
+            assert row[f"{side}_ids"] == pair[f"{side}_ids"] + [2] * (not is_closed)
+            assert row[f"{side}_ids"].count(2) == 1
         assert row["prompt_ids"] == tokenizer.apply_chat_template(
             pair["prompt_messages"], add_generation_prompt=True, return_dict=False
         )

@@ -27,8 +27,10 @@ class Answer:
         sample: Which of the writer's answers to the prompt this is, from 0.
         text: What was written, without its stop token.
         finished: Whether the model stopped by itself; ``False`` means cut off.
-        num_tokens: Length in the writer's own tokens; 0 where that is not known.
-        token_ids: The ids that were sampled, without the stop token; ``None`` where nobody gave them.
+        finish_reason: Why it ended, in the engine's words; ``None`` where that was not kept.
+        num_tokens: Length in the writer's own tokens, without the stop token; 0 where that is not known.
+        token_ids: The ids that were sampled, the stop token included where it is known; ``None`` where nobody gave
+            them.
         score: What pairs are made by, higher is better; NaN before it is labelled.
         scores: Each scorer's own score, by its name.
     """
@@ -37,6 +39,7 @@ class Answer:
     sample: int
     text: str
     finished: bool = True
+    finish_reason: str | None = None
     num_tokens: int = 0
     token_ids: tuple[int, ...] | None = None
     score: float = math.nan
@@ -52,15 +55,25 @@ class Answer:
         return f"{self.model}#{self.sample}"
 
     @classmethod
-    def of(cls, record: OutputRecord, token_ids: list[int] | None = None) -> Answer:
-        """Return an output as an answer."""
+    def of(
+        cls, output: OutputRecord, *, token_ids: list[int] | None = None, stop_id: int | None = None
+    ) -> Answer:
+        """Return an output as an answer.
+
+        Args:
+            output: The output.
+            token_ids: Its ids; empty where nobody gave them.
+            stop_id: The token by which it stopped, where that is known.
+        """
+        ids = tuple(token_ids or ()) + (() if stop_id is None else (stop_id,))
         return cls(
-            record.model,
-            record.sample,
-            record.text,
-            record.finished,
-            record.num_tokens,
-            None if token_ids is None else tuple(token_ids),
+            output.model,
+            output.sample,
+            output.text,
+            output.finished,
+            output.finish_reason,
+            output.num_tokens,
+            ids if token_ids else None,
         )
 
 

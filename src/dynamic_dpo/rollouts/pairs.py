@@ -73,7 +73,7 @@ def pair_row(prompt: PromptRecord, pair: Proposed, plan: RolloutPlan, *, judge: 
 
     Returns:
         ``prompt_messages``, ``chosen``, ``rejected``; ``chosen_ids`` and ``rejected_ids`` as they were sampled,
-        without a stop token, ``None`` where nobody gave them; and ``metadata``.
+        ``None`` where nobody gave them; and ``metadata``.
     """
     return {
         "prompt_messages": prompt.messages,
@@ -106,4 +106,5 @@ def _about(answer: Answer, plan: RolloutPlan) -> dict[str, Any]:
         "score": answer.score,
         "scores": dict(answer.scores),
         "num_tokens": answer.num_tokens,
+        "finish_reason": answer.finish_reason,
     }

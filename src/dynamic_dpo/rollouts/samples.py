@@ -63,7 +63,8 @@ class Samples:
             for sample, (start, end) in sorted(self._places.get((model, prompt.id), {}).items()):
                 row = read_row(self.path, start, end)
                 record = OutputRecord.from_json({**row, "model": model, "sample": sample})
-                answers.append(Answer.of(record, row.get("token_ids")))
+                ids, stop_id = row.get("token_ids"), row.get("stop_token_id")
+                answers.append(Answer.of(record, token_ids=ids, stop_id=stop_id))
             answers += map(Answer.of, self._ready.get((model, prompt.id), []))
         return answers
 

@@ -86,9 +86,6 @@ def _keys_of(section: type[Section], names: Container[str]) -> dict[str, Any]:
     return {name: (info.annotation, info) for name, info in section.model_fields.items() if name in names}
 
 
-FURTHER_SETTINGS = tuple(entry.name for entry in fields(_FurtherSettings))
-"""Names of the engines' settings that stand in the section under their own names."""
-
 ORACLE_KEYS = tuple(name for name in OracleSection.model_fields if name not in ("randomize_order", "seed"))
 ASKING_KEYS = (
     "base_url", "template", "concurrency", "max_invalid_retries", "logprobs", "json_schema", "budget", "prices",
