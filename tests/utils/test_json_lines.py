@@ -173,6 +173,17 @@ def test_a_closed_file_takes_nothing(tmp_path: Path) -> None:
         file.append({})
 
 
+def test_of_the_rows_that_are_there_the_wanted_keys_alone_are_held(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    with JsonLinesFile(path) as file:
+        file.append({"id": "a", "text": "x" * 1000})
+        file.append({"text": "y"})
+    with JsonLinesFile(path, keep=("id",)) as file:
+        assert file.rows == [{"id": "a"}, {}]
+        file.append({"id": "b", "text": "z"})
+    assert [row["text"][:1] for row in read_json_lines(path)] == ["x", "y", "z"]
+
+
 def test_several_rows_are_synced_once_and_found_where_they_stand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

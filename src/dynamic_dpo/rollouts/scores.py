@@ -66,7 +66,7 @@ def write_scores(
     """
     fingerprint = scorer.fingerprint()
     num_scored = 0
-    with JsonLinesFile(path) as file:
+    with JsonLinesFile(path, keep=("key",)) as file:
         asked = _without(_asked(prompts, answers_of, fingerprint), {row.get("key") for row in file.rows})
         # disable=None shows the bar on a terminal only.
         with tqdm(desc=f"Scoring: {name}", unit="answer", disable=None if progress else True) as bar:

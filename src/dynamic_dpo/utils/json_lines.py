@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
@@ -30,9 +30,11 @@ class JsonLinesFile:
 
     Args:
         path: The file; it and its folders are made. A torn last line goes to ``PATH.torn``.
+        keep: Keys that are held of the objects that are there; ``None`` for all. What nobody will read need not fill
+            the memory.
 
     Attributes:
-        rows: The objects that were there on opening.
+        rows: The objects that were there on opening, as far as they are held.
 
     Raises:
         DataError: If the file cannot be written or locked, another process has it open, or a line before the last is
@@ -47,8 +49,9 @@ class JsonLinesFile:
         [{'a': 1}]
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, keep: Collection[str] | None = None) -> None:
         self.path = Path(path)
+        self._keep = keep
         self._lock = threading.Lock()
         self._file: int | None = _open(self.path)
         try:
@@ -101,7 +104,7 @@ class JsonLinesFile:
         rows, whole = [], 0
         with self.path.open("rb") as content:
             for placed in _placed(content, self.path):
-                rows.append(placed.row)
+                rows.append(self._held(placed.row))
                 whole = placed.end
             content.seek(whole)
             rest = content.read()
@@ -116,6 +119,9 @@ class JsonLinesFile:
             os.write(file, b"\n")
         os.fsync(file)
         return rows
+
+    def _held(self, row: dict[str, Any]) -> dict[str, Any]:
+        return row if self._keep is None else {key: row[key] for key in self._keep if key in row}
 
     def _ends_its_line(self, end: int) -> bool:
         with self.path.open("rb") as content:

@@ -51,6 +51,10 @@ def left_out_row(fingerprint: str, id_: str, model: str, why: str) -> dict[str, 
     return {"fingerprint": fingerprint, "id": id_, "model": model, "left_out": why}
 
 
+OUTPUT_PLACE = ("fingerprint", "id", "sample", "left_out")
+"""The keys of a line that say whose it is: all that `missing_samples` reads."""
+
+
 def missing_samples(
     rows: Iterable[dict[str, Any]], fingerprint: str, prompts: Sequence[PromptRecord], num_samples: int
 ) -> dict[str, set[int]]:

@@ -22,7 +22,7 @@ from dynamic_dpo.eval.generate.ready import (
     is_ready,
     ready_outputs,
 )
-from dynamic_dpo.eval.generate.rows import left_out_row, missing_samples, output_row
+from dynamic_dpo.eval.generate.rows import OUTPUT_PLACE, left_out_row, missing_samples, output_row
 from dynamic_dpo.eval.generate.server import ServerEngine
 from dynamic_dpo.eval.generate.settings import GenerationSettings, OutputEngine
 from dynamic_dpo.eval.model_spec import ModelSpec
@@ -107,7 +107,7 @@ def write_outputs(
     if is_ready(spec):
         ready_outputs(spec, prompts)  # What is wrong with them is to be said now.
         return written
-    with JsonLinesFile(path) as file:
+    with JsonLinesFile(path, keep=OUTPUT_PLACE) as file:
         missing = missing_samples(file.rows, written.fingerprint, prompts, settings.num_samples)
         if not missing:
             _say_complete(spec, len(prompts) * settings.num_samples)
@@ -121,7 +121,7 @@ def _ask_server(
     prompts: Sequence[PromptRecord], server: ServerEngine, path: str | Path, progress: bool
 ) -> WrittenModel:
     written = server.identify()
-    with JsonLinesFile(path) as file:
+    with JsonLinesFile(path, keep=OUTPUT_PLACE) as file:
         num_samples = server.settings.num_samples
         missing = missing_samples(file.rows, written.fingerprint, prompts, num_samples)
         if missing:
