@@ -118,7 +118,9 @@ _BESIDES: dict[str, dict[str, Any]] = {
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
     # Its scores are not scaled: with larger weights float32 rounds the gradient by 2e-5 of its size.
-    "gemma4_text": {"global_head_dim": 16, "initializer_range": 0.02},
+    **dict.fromkeys(
+        ("gemma4_text", "gemma4_unified_text"), {"global_head_dim": 16, "initializer_range": 0.02}
+    ),
     "phi3": {"sliding_window": WINDOW},
     "dbrx": {
         "attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8},

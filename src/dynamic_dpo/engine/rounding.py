@@ -42,8 +42,8 @@ def rounding_tolerance(num_tokens: Tensor, dtype: torch.dtype) -> Tensor:
 
     Example:
         >>> tokens = torch.tensor([10, 1000])
-        >>> [round(nats, 4) for nats in rounding_tolerance(tokens, torch.bfloat16).tolist()]
-        [0.7937, 7.9374]
+        >>> [round(nats, 2) for nats in rounding_tolerance(tokens, torch.bfloat16).tolist()]
+        [0.79, 7.94]
         >>> [round(nats, 4) for nats in rounding_tolerance(tokens, torch.float32).tolist()]
         [0.0032, 0.0355]
     """
