@@ -107,6 +107,8 @@ _TINY = {name: value for value, names in _SIZES for name in names}
 _LATENT = {"num_key_value_heads": HEADS, "head_dim": 8}
 _PICTURE_AXES = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
 _MAMBA = {"num_heads": 8, "head_dim": 8}
+# Gemma 4's scores are not scaled: with larger weights float32 rounds the gradient by 2e-5 of its size.
+_UNSCALED = {"global_head_dim": 16, "initializer_range": 0.02}
 _BESIDES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(
         ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "youtu", "minicpm3"), _LATENT
@@ -117,10 +119,8 @@ _BESIDES: dict[str, dict[str, Any]] = {
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_groups": 1},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
-    # Its scores are not scaled: with larger weights float32 rounds the gradient by 2e-5 of its size.
-    **dict.fromkeys(
-        ("gemma4_text", "gemma4_unified_text"), {"global_head_dim": 16, "initializer_range": 0.02}
-    ),
+    "gemma4_text": _UNSCALED,
+    "gemma4_unified_text": _UNSCALED,
     "phi3": {"sliding_window": WINDOW},
     "dbrx": {
         "attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8},
