@@ -16,7 +16,7 @@ import torch
 
 from dynamic_dpo.cli import train_dpo
 from dynamic_dpo.errors import ModelError
-from dynamic_dpo.utils.process_group import process_group
+from dynamic_dpo.utils.process_group import end_process, process_group
 
 
 def said(config: str, *settings: str) -> tuple[int, str]:
@@ -56,3 +56,4 @@ if __name__ == "__main__":
     with process_group():
         main(Path(sys.argv[1]), sys.argv[2])
     assert not torch.distributed.is_initialized()
+    end_process(0)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from dynamic_dpo.errors import ModelError
 from dynamic_dpo.models.sources import load_model, resolve_model
 from dynamic_dpo.trainers.checkpoints.saved import gathered_weights
-from dynamic_dpo.utils.process_group import process_group
+from dynamic_dpo.utils.process_group import end_process, process_group
 
 
 def peak_bytes() -> int:
@@ -69,3 +69,4 @@ def main(folder: Path, large: str, small: list[str]) -> None:
 if __name__ == "__main__":
     with process_group():
         main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
+    end_process(0)

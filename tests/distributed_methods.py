@@ -13,6 +13,7 @@ import torch
 
 from dynamic_dpo.methods import AlphaDPO, AlphaDPOConfig, BetaDPO, BetaDPOConfig, EpsilonDPO, EpsilonDPOConfig
 from dynamic_dpo.trainers import PreferenceTrainer
+from dynamic_dpo.utils.process_group import end_process, process_group
 from tiny import random_pairs, tiny_gpt2, training_arguments, word_tokenizer
 
 
@@ -49,7 +50,6 @@ def main(folder: Path, device_batch: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
-    # As in distributed_run.py: a group that is still open when the interpreter ends can abort the process.
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    with process_group():
+        main(Path(sys.argv[1]), int(sys.argv[2]))
+    end_process(0)

@@ -14,6 +14,7 @@ import torch
 from dynamic_dpo.methods import Risk, RiskConfig
 from dynamic_dpo.runs.margin_log import MarginLogConfig
 from dynamic_dpo.trainers import PreferenceTrainer
+from dynamic_dpo.utils.process_group import end_process, process_group
 from tiny import random_pairs, tiny_gpt2, training_arguments, word_tokenizer
 
 
@@ -60,6 +61,6 @@ def main(folder: Path, scope: str, device_batch: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    with process_group():
+        main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    end_process(0)

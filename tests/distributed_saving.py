@@ -21,6 +21,7 @@ from dynamic_dpo.errors import CheckpointError
 from dynamic_dpo.methods import DPO
 from dynamic_dpo.trainers import PreferenceTrainer
 from dynamic_dpo.trainers.checkpoints.saved import save_and_check
+from dynamic_dpo.utils.process_group import end_process, process_group
 from tiny import random_pairs, tiny_llama, training_arguments, word_tokenizer
 
 
@@ -99,5 +100,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
-    torch.distributed.destroy_process_group()
+    with process_group():
+        main(Path(sys.argv[1]))
+    end_process(0)

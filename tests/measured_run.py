@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from dynamic_dpo.methods import DPO
 from dynamic_dpo.models.sources import load_model, resolve_model
 from dynamic_dpo.trainers import PreferenceTrainer
+from dynamic_dpo.utils.process_group import end_process, process_group
 from tiny import random_pairs, tiny_llama, training_arguments, word_tokenizer
 
 SECONDS_BETWEEN_LOOKS = 0.02
@@ -133,6 +134,6 @@ def main(folder: Path, model: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    with process_group():
+        main(Path(sys.argv[1]), sys.argv[2])
+    end_process(0)

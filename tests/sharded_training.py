@@ -20,6 +20,7 @@ from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.methods import DPO, BetaDPO, BetaDPOConfig, Risk, RiskConfig
 from dynamic_dpo.methods.base import Control, LogitChunk, Needs, PairForward, TokenStatistic
 from dynamic_dpo.trainers import PreferenceTrainer
+from dynamic_dpo.utils.process_group import end_process, process_group
 from tiny import VOCAB, random_pairs, tiny_gpt2, tiny_llama, tiny_qwen2, training_arguments, word_tokenizer
 
 LONG = 100  # Of prompt, chosen and rejected: rows of up to 300 tokens.
@@ -231,6 +232,6 @@ def main(folder: Path, pairs_of_rank: int, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:] or list(CASES))
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    with process_group():
+        main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:] or list(CASES))
+    end_process(0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -62,3 +65,47 @@ def test_a_group_that_cannot_be_closed_does_not_hold_an_error_back(
     with pytest.raises(ConfigError, match="wrong"), process_group():
         raise ConfigError("wrong")
     never.set()
+
+
+RANK = """
+import atexit, threading, time
+from dynamic_dpo.utils.process_group import end_process, process_group
+
+class Late:
+    def __del__(self):
+        print("torn down")
+
+late = Late()
+atexit.register(print, "last entries sent")
+with process_group(cpu=True):
+    print("worked")
+threading.Thread(target=lambda: (time.sleep(0.2), print("uploaded"))).start()
+end_process(3)
+"""
+
+
+def test_a_rank_ends_without_tearing_down_what_threads_of_the_group_stand_on() -> None:
+    launch = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }
+    ended = subprocess.run(
+        [sys.executable, "-c", RANK],
+        env={**os.environ, **launch, "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 3, ended.stderr
+    assert ended.stdout.split("\n") == ["worked", "uploaded", "last entries sent", ""]
+
+
+def test_a_command_that_nobody_launched_ends_as_any_other() -> None:
+    script = f"import os; os.environ.pop('RANK', None)\n{RANK}\nprint('went on')"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-1] == "torn down"
+    assert "went on" in ended.stdout

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dynamic_dpo.errors import CheckpointError, ConfigError, DynamicDPOError
 from dynamic_dpo.runs.files import CHECKPOINT_PREFIX, CONFIG
 from dynamic_dpo.utils.files import write_refused
-from dynamic_dpo.utils.process_group import is_first_rank, process_group
+from dynamic_dpo.utils.process_group import end_process, is_first_rank, process_group
 from dynamic_dpo.utils.secrets import RedactingFormatter, redact, show_faults_redacted
 from dynamic_dpo.utils.signals import Interrupted, stop_signals
 
@@ -172,7 +172,8 @@ def run_training(
         section: Name of the settings' section with the training arguments.
 
     Returns:
-        The exit code, as `run_command` gives it.
+        The exit code, as `run_command` gives it. A launched rank that takes its arguments from the command line ends
+        here instead.
     """
 
     def keys() -> str:
@@ -208,4 +209,5 @@ def run_training(
                 train(config)
         return 0
 
-    return run_command(command, argv)
+    status = run_command(command, argv)
+    return end_process(status) if argv is None else status

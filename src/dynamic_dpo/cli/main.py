@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from dynamic_dpo.utils.process_group import end_process
+
 COMMANDS = {
     "train-dpo": ("train_dpo", "train a policy on preference pairs"),
     "train-sft": ("train_sft", "fine-tune a model on conversations"),
@@ -38,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: unknown command {name!r}\n\n{_usage()}", file=sys.stderr)
         return 2
     module = import_module(f"dynamic_dpo.cli.{COMMANDS[name][0]}")
-    return int(module.main(rest))
+    status = int(module.main(rest))
+    return end_process(status) if argv is None else status
 
 
 def _usage() -> str:

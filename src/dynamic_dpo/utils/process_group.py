@@ -5,12 +5,13 @@ Without a launcher everything here is the identity.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -20,6 +21,8 @@ T = TypeVar("T")
 
 # Of closing, after an error. The other ranks may be waiting for this one, and their devices for theirs.
 LONGEST_CLOSING = 20.0
+# Whether this process has opened a group by `process_group` and left it.
+_left_group = False
 
 
 def is_first_rank() -> bool:
@@ -67,6 +70,7 @@ def process_group(
     Raises:
         DynamicDPOError: What the block raises; ``said`` is set where another rank has raised the same.
     """
+    global _left_group
     opens = "RANK" in os.environ and not _is_open()
     if opens:
         import torch
@@ -75,6 +79,7 @@ def process_group(
 
         cpu = cpu or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
         PartialState(cpu=cpu, timeout=timedelta(seconds=timeout), backend=backend)
+        _left_group = True
     try:
         yield
     except BaseException as error:
@@ -87,6 +92,26 @@ def process_group(
         raise
     if opens:
         _close()
+
+
+def end_process(status: int) -> int:
+    """End a command's process where `process_group` was used in it; else return the exit status.
+
+    gloo's threads live on after the group is closed, as long as PyTorch's own caches refer to it, and the last steps
+    of the interpreter take away what they stand on: a run with all its work done and saved ended with SIGABRT now and
+    then (https://github.com/pytorch/pytorch/pull/179291). These steps are left out. What is registered for the end of
+    a process is done before, as trackers need it for their last entries.
+    """
+    if not _left_group:
+        return status
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # Nobody reads it any more, or it is closed.
+            stream.flush()
+    os._exit(status)
 
 
 def _is_open() -> bool:
