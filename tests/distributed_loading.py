@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from safetensors.torch import load_file
 
 from dynamic_dpo.errors import ModelError
 from dynamic_dpo.models.sources import load_model, resolve_model
 from dynamic_dpo.trainers.checkpoints.saved import gathered_weights
+from dynamic_dpo.trainers.sharding import shard
 from dynamic_dpo.utils.process_group import end_process, process_group
 
 
@@ -42,9 +42,19 @@ def load_and_shard(path: str) -> dict[str, Any]:
         "tied": model.lm_head.weight is model.model.embed_tokens.weight,
         "config": model.config.tie_word_embeddings,
         "training": model.training,
-        "buffers": {name: (value.device.type, value.sum().item()) for name, value in model.named_buffers()},
+        "buffers": {
+            name: (value.device.type, value.sum().item())
+            for name, value in model.named_buffers()
+            if name not in model.state_dict()
+        },
     }
-    weights = gathered_weights(fsdp2_prepare_model(Accelerator(), model))
+    accelerator = Accelerator()
+    accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = None  # The family before is not this one's.
+    shard(accelerator, model)
+    weights = gathered_weights(model)
+    result["saved buffers"] = {
+        name: value.tolist() for name, value in model.named_buffers() if name in model.state_dict()
+    }
     saved = {name: value.float() for name, value in load_file(Path(path) / "model.safetensors").items()}
     result["equal"] = [name for name in saved if name in weights and torch.equal(weights[name], saved[name])]
     return result

@@ -41,7 +41,40 @@ def shard(accelerator: Any, model: nn.Module) -> None:
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
     if not is_sharded(model):
-        fsdp2_prepare_model(accelerator, model)
+        with _saved_buffers_apart(accelerator, model):
+            fsdp2_prepare_model(accelerator, model)
+
+
+@contextmanager
+def _saved_buffers_apart(accelerator: Any, model: nn.Module) -> Iterator[None]:
+    """Give all ranks the first one's buffers that are saved with the model, and let accelerate pass them by.
+
+    It takes all that a model saves for weights to be cut in parts, and ends in an error over a buffer, such as the
+    routers' corrections of DeepSeek-V3; buffers that are saved nowhere stay as they are on each rank.
+    """
+    found = [
+        (module, name, value)
+        for module in model.modules()
+        for name, value in module._buffers.items()
+        if value is not None and name not in module._non_persistent_buffers_set
+    ]
+    if not accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
+        found = []
+    for module, name, value in found:
+        has_it = accelerator.is_main_process
+        shared = (
+            value.to(accelerator.device) if has_it else torch.empty_like(value, device=accelerator.device)
+        )
+        shared = shared.contiguous()
+        # As bytes: not every type of number travels through every backend.
+        torch.distributed.broadcast(shared.view(-1).view(torch.uint8), src=0)
+        module._buffers[name] = shared
+        module._non_persistent_buffers_set.add(name)
+    try:
+        yield
+    finally:
+        for module, name, _ in found:
+            module._non_persistent_buffers_set.discard(name)
 
 
 def frozen_twin(model: nn.Module) -> Any:
