@@ -10,7 +10,8 @@ from families.family_runs import try_families
 from families.family_table import is_wrong, layouts_of, line, page
 from places import ROOT
 
-# Windows, sinks, caps, scales, latent attention, experts, pictures, no rotary embedding, recurrence, convolution.
+# Windows, sinks, caps, scales, scores without one, latent attention, experts, pictures, no rotary embedding,
+# recurrence, convolution.
 SAMPLE = [
     "bloom",
     "cohere2",
@@ -18,6 +19,7 @@ SAMPLE = [
     "falcon",
     "gemma2",
     "gemma3",
+    "gemma4_unified",
     "gpt2",
     "gpt_oss",
     "granite",
