@@ -87,7 +87,10 @@ class Measuring(TrainerCallback):  # type: ignore[misc]
 
 
 def warm_up(folder: Path) -> None:
-    """Load and run something small: libraries that come with first use are no part of a model."""
+    """Load and run something small: libraries that come with first use are no part of a model.
+
+    Each rank for itself, so before there is a process group: in one the first rank alone writes and reads weights.
+    """
     tiny_llama().to(torch.bfloat16).save_pretrained(folder)
     model = load_model(resolve_model(str(folder)))
     model(torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]])).loss.backward()
@@ -95,7 +98,6 @@ def warm_up(folder: Path) -> None:
 
 
 def main(folder: Path, model: str) -> None:
-    warm_up(folder / f"warm_{os.environ['RANK']}")
     before, watch, measuring = anonymous_bytes(), Watch(), Measuring()
     taken: list[int] = []
     load = AutoModelForCausalLM.from_pretrained
@@ -134,6 +136,8 @@ def main(folder: Path, model: str) -> None:
 
 
 if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    warm_up(place / f"warm_{os.environ['RANK']}")
     with process_group():
-        main(Path(sys.argv[1]), sys.argv[2])
+        main(place, sys.argv[2])
     end_process(0)
