@@ -227,6 +227,15 @@ def test_no_copy_is_made_of_a_large_file_or_where_the_disk_is_nearly_full(
     assert parts() == []
 
 
+def test_a_large_file_is_copied_where_several_processes_would_unpack_it(
+    any_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "LARGEST_FILE", 6)
+    made = unpacked(any_file, "model", write_note, any_size=True)
+    assert made is not None
+    assert unpacked(any_file, "model", pytest.fail, any_size=True) == made
+
+
 def test_a_disk_that_refuses_costs_the_copy_and_nothing_else(
     any_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,20 +1,16 @@
 """Large sets on disk, worked through in batches by one or several processes.
 
-Everything between a source and its token ids passes through ``map_tables``: the results are Arrow files in a
-scratch folder that is removed when the program ends, so memory stays flat and no stale cache can be met.
+Everything between a source and its token ids passes through ``map_tables``: the results are Arrow files in the
+process's scratch folder, so memory stays flat and no stale cache can be met.
 """
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
-import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +18,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, Value
 
 from dynamic_dpo.data.quarantine import BadRow, Quarantine
+from dynamic_dpo.data.scratch import scratch_path
 from dynamic_dpo.errors import DataError
 
 JSON_COLUMN: Final = "json_line"
@@ -36,25 +33,6 @@ PROBLEM_FEATURES: Final = {"reason": Value("string"), "excerpt": Value("string")
 _BATCH_SIZE: Final = 1000
 # Starting a worker costs about as much as preparing this many rows.
 _MIN_ROWS_PER_PROCESS: Final = 2000
-
-_scratch: dict[int, Path] = {}  # By process, so that a forked child neither uses nor removes its parent's.
-
-
-def scratch_path(stem: str) -> Path:
-    """Return a new file name in this process's scratch folder, which is removed when the process ends.
-
-    The folder is made in the system's temporary folder; set ``TMPDIR`` to have it elsewhere.
-    """
-    process = os.getpid()
-    if process not in _scratch:
-        _scratch[process] = Path(tempfile.mkdtemp(prefix="dynamic-dpo-"))
-        atexit.register(_remove_scratch, process)
-    return _scratch[process] / f"{stem}-{uuid.uuid4().hex}.arrow"
-
-
-def _remove_scratch(process: int) -> None:
-    if process == os.getpid():
-        shutil.rmtree(_scratch.pop(process), ignore_errors=True)
 
 
 def write_json_lines(lines: Iterable[bytes]) -> Dataset:

@@ -25,8 +25,9 @@ from datasets import (
 )
 from datasets.exceptions import DatasetGenerationError
 
-from dynamic_dpo.data.arrow import scratch_path, write_json_lines
+from dynamic_dpo.data.arrow import write_json_lines
 from dynamic_dpo.data.json_files import read_json_rows
+from dynamic_dpo.data.scratch import scratch_path
 from dynamic_dpo.errors import DataError
 
 PAIRS_FILE: Final = "pairs.jsonl"

@@ -29,7 +29,7 @@ FREE_PER_BYTE = 12
 LONGEST_WAIT = 300.0
 
 
-def unpacked(file: Path, part: str, unpack: Callable[[Path], None]) -> Path | None:
+def unpacked(file: Path, part: str, unpack: Callable[[Path], None], *, any_size: bool = False) -> Path | None:
     """Return the folder with an ordinary copy of a part of a ``.gguf`` file, making it if there is none.
 
     Copies are found by the file's content and the versions of the libraries that unpack it. They appear whole or
@@ -39,6 +39,7 @@ def unpacked(file: Path, part: str, unpack: Callable[[Path], None]) -> Path | No
         file: The ``.gguf`` file.
         part: Name of the part, such as ``model`` or ``tokenizer``.
         unpack: Writes the part into the empty folder it is given.
+        any_size: Copy a large file too, where the disk has room: several processes would unpack it otherwise.
 
     Returns:
         The folder, or ``None`` where there can be no copy (a large file, a full or read-only disk, another process
@@ -46,7 +47,7 @@ def unpacked(file: Path, part: str, unpack: Callable[[Path], None]) -> Path | No
     """
     try:
         size = file.stat().st_size
-        if size > LARGEST_FILE:
+        if size > LARGEST_FILE and not any_size:
             return None
         folder = cache_folder("gguf") / _identity(file)
         target = folder / part

@@ -203,7 +203,8 @@ def load_tokenizer(source: ModelSource) -> Any:
 def _load(source: ModelSource, part: str, unpack: Callable[[Path], None], load: Callable[..., Any]) -> Any:
     """Load a part of a source; that of a ``.gguf`` file from its ordinary copy, where there can be one."""
     file = Path(source.location, source.gguf_file or "")
-    copy = unpacked(file, part, unpack) if source.gguf_file else None
+    # Read from the .gguf file itself, a model without its weights still takes all the memory and time of one with.
+    copy = unpacked(file, part, unpack, any_size=is_read_once()) if source.gguf_file else None
     if copy is None:
         return load(source.location, **source.load_kwargs)
     try:

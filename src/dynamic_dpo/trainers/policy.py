@@ -30,6 +30,7 @@ from dynamic_dpo.models.adapters import free_unused_models
 from dynamic_dpo.models.causal_lm import causal_lm
 from dynamic_dpo.models.dropout import ConfiguredDropout, switch_off_dropout
 from dynamic_dpo.models.sources import (
+    ModelSource,
     file_fingerprint,
     load_model,
     load_tokenizer,
@@ -92,16 +93,16 @@ class PolicyAndReference:
         self.owns_reference = self.keeps_reference = self.is_sharded = False
         self._reference_scorer: PairScorer | None = None
         policy: Any = model
+        reference_source: ModelSource | None = None
         if isinstance(model, str):
             source = resolve_model(model)
             policy = load_model(source)
             tokenizer = tokenizer or load_tokenizer(source)
             if ref_model is None:
-                fingerprint = fingerprint or file_fingerprint(source)
+                reference_source = source
         if isinstance(ref_model, str):
-            source = resolve_model(ref_model)
-            fingerprint = fingerprint or file_fingerprint(source)
-            ref_model = load_model(source)
+            reference_source = resolve_model(ref_model)
+            ref_model = load_model(reference_source)
             self.owns_reference = True
         if ref_model is policy:
             raise ModelError("model and ref_model are the same object: leave ref_model out instead")
@@ -109,11 +110,15 @@ class PolicyAndReference:
         self.recomputes = gradient_checkpointing
         self.is_own_reference = ref_model is None
         self.reference_model: Any = ref_model
+
+        def fingerprint_of_reference() -> str:
+            if reference_source is not None:
+                return file_fingerprint(reference_source)
+            return weights_fingerprint(policy if ref_model is None else ref_model)
+
         # Taken before adapters rename the parameters, so that LoRA and full fine-tuning share a store.
-        # Where one rank has loaded the weights for all, only that one can read them.
-        self.fingerprint = fingerprint or on_main_process(
-            PartialState(), lambda: weights_fingerprint(policy if ref_model is None else ref_model)
-        )
+        # Where one rank has loaded the weights for all, only that one can read them; and one reading will do.
+        self.fingerprint = fingerprint or on_main_process(PartialState(), fingerprint_of_reference)
         self.starts_as_reference = ref_model is None or on_main_process(
             PartialState(), lambda: _same_weights(policy, ref_model)
         )
