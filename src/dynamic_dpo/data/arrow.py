@@ -18,8 +18,8 @@ import pyarrow as pa
 from datasets import Dataset, Features, Value
 
 from dynamic_dpo.data.quarantine import BadRow, Quarantine
-from dynamic_dpo.data.scratch import scratch_path
 from dynamic_dpo.errors import DataError
+from dynamic_dpo.utils.scratch import scratch_path
 
 JSON_COLUMN: Final = "json_line"
 """The one column of a set read from JSON: each row's undecoded bytes.

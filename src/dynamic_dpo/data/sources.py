@@ -27,8 +27,8 @@ from datasets.exceptions import DatasetGenerationError
 
 from dynamic_dpo.data.arrow import write_json_lines
 from dynamic_dpo.data.json_files import read_json_rows
-from dynamic_dpo.data.scratch import scratch_path
 from dynamic_dpo.errors import DataError
+from dynamic_dpo.utils.scratch import scratch_path
 
 PAIRS_FILE: Final = "pairs.jsonl"
 """In the folder of a rollout: its pairs."""

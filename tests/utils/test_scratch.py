@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dynamic_dpo.data.scratch import scratch_path
+from dynamic_dpo.utils.scratch import scratch_path
 
-MAKE_ONE = "from dynamic_dpo.data.scratch import scratch_path\nfolder = scratch_path('x').parent\n"
+MAKE_ONE = "from dynamic_dpo.utils.scratch import scratch_path\nfolder = scratch_path('x').parent\n"
 
 
 def run(code, tmp_path):
@@ -21,7 +21,7 @@ def run(code, tmp_path):
 def test_scratch_folder_is_removed_when_the_process_ends(tmp_path):
     code = (
         "from dynamic_dpo.data.arrow import write_json_lines\n"
-        "from dynamic_dpo.data.scratch import scratch_path\n"
+        "from dynamic_dpo.utils.scratch import scratch_path\n"
         "write_json_lines([b'{}'])\n"
         "print(scratch_path('x').parent, len(list(scratch_path('x').parent.glob('*.arrow'))))"
     )
@@ -34,7 +34,7 @@ def test_scratch_folder_is_removed_when_the_process_ends(tmp_path):
 def test_forked_child_leaves_its_parents_folder_alone(tmp_path):
     code = (
         "import os\n"
-        "from dynamic_dpo.data.scratch import scratch_path\n"
+        "from dynamic_dpo.utils.scratch import scratch_path\n"
         "parent = scratch_path('x').parent\n"
         "child = os.fork()\n"
         "if not child:\n"
