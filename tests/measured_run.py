@@ -44,18 +44,22 @@ class Watch:
 
     def __init__(self) -> None:
         self._highest = 0
+        # Without it a look that began before `take` would write the highest value of the time before back.
+        self._lock = threading.Lock()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._look)
         self._thread.start()
 
     def _look(self) -> None:
         while not self._done.wait(SECONDS_BETWEEN_LOOKS):
-            self._highest = max(self._highest, anonymous_bytes())
+            with self._lock:
+                self._highest = max(self._highest, anonymous_bytes())
 
     def take(self) -> int:
         """Return the most since the last call."""
-        highest = max(self._highest, anonymous_bytes())
-        self._highest = 0
+        with self._lock:
+            highest = max(self._highest, anonymous_bytes())
+            self._highest = 0
         return highest
 
     def close(self) -> None:
