@@ -13,6 +13,7 @@ from dynamic_dpo.config.key_reference import describe_keys, render_help, render_
 from dynamic_dpo.config.schema import EvaluationConfig, TrainingConfig
 from dynamic_dpo.eval.judges.gpt4_oracle import GPT4Oracle
 from dynamic_dpo.eval.judges.verdict import Verdict, parse_verdict
+from dynamic_dpo.methods import METHODS
 from places import ROOT
 
 # What a shipped file must choose although the schema cannot: marked "(example)" in the file.
@@ -23,7 +24,7 @@ EXAMPLES = {
     "rollout": {"policy_name", "dataset.dataset_name", "rollout.reward_model"},
 }
 
-METHOD_FILES = ("robust", "ipo", "hinge", "simpo", "wpo", "beta_dpo", "epsilon_dpo", "alpha_dpo")
+METHOD_FILES = tuple(name for name in METHODS if name not in ("dpo", "risk", "schedule"))
 
 
 def flat(config, prefix=""):

@@ -156,7 +156,7 @@ def test_a_method_is_imported_when_it_is_first_asked_for() -> None:
         print("torch" in sys.modules)
     """
     assert run(SOURCE, "-c", code).splitlines() == [
-        "['alpha_dpo', 'beta_dpo'] True True False",
+        "['alpha_dpo', 'alpha_po'] True True False",
         "IPO True",
         "False",
     ]

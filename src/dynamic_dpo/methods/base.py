@@ -99,10 +99,20 @@ class PairForward:
         )
 
     @property
+    def chosen_logratios(self) -> Tensor:
+        """Policy minus reference log-probability of the chosen completions, nats. Shape [B]."""
+        return self.policy_chosen_logps - self.ref_chosen_logps
+
+    @property
+    def rejected_logratios(self) -> Tensor:
+        """The same of the rejected completions. Shape [B]."""
+        return self.policy_rejected_logps - self.ref_rejected_logps
+
+    @property
     def length_normalised_margins(self) -> Tensor:
         """`margins` of log-ratios per completion token, nats a token. Shape [B]."""
-        chosen = (self.policy_chosen_logps - self.ref_chosen_logps) / self.chosen_lengths
-        return chosen - (self.policy_rejected_logps - self.ref_rejected_logps) / self.rejected_lengths
+        chosen = self.chosen_logratios / self.chosen_lengths
+        return chosen - self.rejected_logratios / self.rejected_lengths
 
 
 class Control(NamedTuple):
