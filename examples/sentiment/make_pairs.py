@@ -6,8 +6,8 @@ the extra ``quickstart`` installed, from the project's root:
 
     python examples/sentiment/make_pairs.py
 
-It writes ``pairs.jsonl`` and ``prompts_heldout.json`` beside this file. Samples are kept as they are made,
-so that an interrupted run goes on where it was; the same seed gives the same files.
+It writes ``pairs.jsonl``, ``prompts.json`` and ``prompts_heldout.json`` beside this file. Samples are kept
+as they are made, so that an interrupted run goes on where it was; the same seed gives the same files.
 """
 
 from __future__ import annotations
@@ -213,6 +213,12 @@ def pair_row(prompt: str, chosen: Candidate, rejected: Candidate) -> dict[str, A
     }
 
 
+def prompt_file(prompts: list[str]) -> str:
+    """Write prompts as the text of a JSON file that rollouts and evaluations read, one row a line."""
+    rows = (json.dumps({"prompt": conversation(prompt)}, ensure_ascii=False) for prompt in prompts)
+    return "[\n" + ",\n".join(rows) + "\n]\n"
+
+
 def summary(records: list[dict[str, Any]], usable: list[list[Candidate]], pairs: list[Any]) -> str:
     """Describe the set in the numbers that its README gives."""
     candidates = [candidate for group in usable for candidate in group]
@@ -242,7 +248,7 @@ def parse_arguments() -> argparse.Namespace:
         description="Make the sentiment preference set.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of the two files to write")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of the three files to write")
     parser.add_argument(
         "--store", type=Path, default=Path("runs/sentiment_samples.jsonl"), help="where samples are kept"
     )
@@ -278,13 +284,13 @@ def main() -> None:
             candidates, min_gap=args.min_gap, length_cost=args.length_cost, most=args.pairs_per_prompt
         )
     ]
-    # Shuffled, so that the first n of either file are a fair sample of it.
-    random.Random(args.seed).shuffle(pairs)
-    random.Random(args.seed).shuffle(heldout)
+    # Shuffled, so that the first n of a file are a fair sample of it.
+    for rows in (pairs, train, heldout):
+        random.Random(args.seed).shuffle(rows)
     with (args.out / "pairs.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(pair_row(*pair), ensure_ascii=False) + "\n" for pair in pairs)
-    prompts = ",\n".join(json.dumps(conversation(prompt), ensure_ascii=False) for prompt in heldout)
-    (args.out / "prompts_heldout.json").write_text(f"[\n{prompts}\n]\n", encoding="utf-8")
+    for name, prompts in (("prompts.json", train), ("prompts_heldout.json", heldout)):
+        (args.out / name).write_text(prompt_file(prompts), encoding="utf-8")
     print(summary(records, usable, pairs))
 
 

@@ -2,10 +2,12 @@
 
     python examples/sentiment/quickstart.py [KEY=VALUE ...]
 
-It samples reviews from SmolLM2-135M-Instruct for prompts that training never sees, trains on ``pairs.jsonl``
-with a risk-controlled beta, samples again, lets VADER judge the reviews before against after, prints a short table
-and writes ``report.html`` with pictures and ``evaluation/report.html`` with every comparison into the run's folder.
-Settings are in ``quickstart.yaml``; ``KEY=VALUE`` changes one.
+It lets SmolLM2-135M-Instruct write several reviews of each thing in ``prompts.json``, has VADER score them, makes
+preference pairs of them, trains on these with a risk-controlled beta, lets the models before and after training write
+reviews for prompts that training never saw, and has VADER judge them against each other. It prints a short table and
+writes pages: ``report.html`` with pictures and ``evaluation/report.html`` with every comparison into the run's
+folder, and one on the pairs into that of the rollout. Settings are in ``quickstart.yaml``; ``KEY=VALUE`` changes one.
+Interrupted while it samples, it goes on there; answers that are there are not sampled again.
 """
 
 from __future__ import annotations
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from dynamic_dpo.eval.statistics.win_rate import WinRate
 
 HERE = Path(__file__).resolve().parent
-# As the pairs were sampled, but with another seed.
 SAMPLING = {"temperature": 0.8, "top_p": 0.95, "max_new_tokens": 40, "seed": 1}
 NUM_SHOWN = 12
 BEFORE, AFTER = "before training", "after training"
@@ -47,29 +48,32 @@ def _command(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(list(argv))
     started = time.monotonic()
 
+    from dynamic_dpo.cli.rollout import roll_out
     from dynamic_dpo.cli.train_dpo import train_dpo
-    from dynamic_dpo.config import apply_overrides, get_training_config, load_yaml
+    from dynamic_dpo.config import get_training_config
     from dynamic_dpo.eval import generate, write_run_report
     from dynamic_dpo.models.sources import load_model, load_tokenizer, resolve_model
 
-    settings = load_yaml(HERE / "quickstart.yaml")
-    settings["dataset"]["dataset_name"] = str(HERE / "pairs.jsonl")
-    config = get_training_config(apply_overrides(settings, arguments.overrides))
-    run_dir = Path(config.dpo_training.save_dir)
+    config = get_training_config(read_settings(arguments.overrides))
+    run_dir, rollout_dir = Path(config.dpo_training.save_dir), Path(config.rollout.output_dir)
+    if not holds_rollout_of(config, rollout_dir):
+        move_aside(rollout_dir)
     move_aside(run_dir)
-    prompts = json.loads((HERE / "prompts_heldout.json").read_text(encoding="utf-8"))[: arguments.prompts]
+    prompts = read_prompts("prompts_heldout.json")[: arguments.prompts]
 
     def stage(text: str) -> None:
         print(f"[{time.monotonic() - started:4.0f} s] {text}", flush=True)
 
-    stage(f"1/4 Reviews for {len(prompts)} held-out prompts, before training")
+    stage("1/4 Rollout: the model writes reviews, VADER scores them, pairs are made")
+    roll_out(config)
+    stage("2/4 Training on these pairs")
+    trainer = train_dpo(config)
+    stage(f"3/4 Reviews for {len(prompts)} held-out prompts, before and after training")
     source = resolve_model(config.policy_name)
     start, tokenizer = load_model(source), load_tokenizer(source)
-    before = generate(start, tokenizer, prompts, batch_size=32, **SAMPLING)
-    stage("2/4 Training")
-    trainer = train_dpo(config)
-    stage("3/4 Reviews for the same prompts, after training")
-    after = generate(trainer.model, tokenizer, prompts, batch_size=32, **SAMPLING)
+    before, after = (
+        generate(model, tokenizer, prompts, batch_size=32, **SAMPLING) for model in (start, trainer.model)
+    )
     stage("4/4 Evaluation and report")
     rate, page = evaluate(before, after, run_dir / "evaluation")
     table = key_figures(before, after, rate, divergence(trainer, start, tokenizer, after))
@@ -78,13 +82,18 @@ def _command(argv: Sequence[str]) -> int:
         samples=side_by_side(before, after)[:NUM_SHOWN],
         title="Quickstart: kinder reviews",
         table=table,
-        links={f"The evaluation: {len(prompts)} held-out prompts, before against after": page},
+        links={
+            "The rollout: scores, pairs, what was left out": rollout_dir / "report.html",
+            f"The evaluation: {len(prompts)} held-out prompts, before against after": page,
+        },
     )
+    made = json.loads((rollout_dir / "summary.json").read_text(encoding="utf-8"))
     own = json.loads((run_dir / "run_summary.json").read_text(encoding="utf-8"))
     margins = (run_dir / "logs" / "margins" / "margins.jsonl").read_text(encoding="utf-8").splitlines()
     late = statistics.median(json.loads(line)["median"] for line in margins[-len(margins) // 4 :])
     print_table(
-        table
+        {"Pairs": f"{made['pairs']} from {made['answers']} reviews of {made['prompts']} things"}
+        | table
         | {
             "Beta, first and last": f"{config.beta_update.beta_0:.4g} → {own['beta_final']:.4g}",
             "Median margin, last quarter": f"{late:+.2f} nats",
@@ -94,6 +103,33 @@ def _command(argv: Sequence[str]) -> int:
     )
     print(f"\nModel, logs and pictures are in {run_dir}; open {report}")
     return 0
+
+
+def read_settings(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of ``quickstart.yaml`` with the user's, the files found from any working directory."""
+    from dynamic_dpo.config import apply_overrides, load_yaml
+
+    settings = load_yaml(HERE / "quickstart.yaml")
+    settings["rollout"]["prompts"]["name"] = str(HERE / "prompts.json")
+    settings = apply_overrides(settings, list(overrides))
+    settings["dataset"]["dataset_name"] = settings["rollout"]["output_dir"]
+    return settings
+
+
+def read_prompts(name: str) -> list[list[dict[str, str]]]:
+    """Return the prompts of a file beside this script, each as messages."""
+    return [row["prompt"] for row in json.loads((HERE / name).read_text(encoding="utf-8"))]
+
+
+def holds_rollout_of(config: Any, folder: Path) -> bool:
+    """Say whether the folder is a rollout of the same model with the same settings, finished or not."""
+    from dynamic_dpo.config import load_yaml
+
+    saved = folder / "config.yaml"
+    if not saved.is_file():
+        return False
+    earlier, now = load_yaml(saved), config.model_dump(mode="json")
+    return all(earlier.get(key) == now[key] for key in ("policy_name", "rollout"))
 
 
 def move_aside(run_dir: Path) -> None:

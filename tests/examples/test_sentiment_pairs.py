@@ -27,10 +27,9 @@ def rows() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def heldout() -> list[list[dict[str, str]]]:
-    prompts: list[list[dict[str, str]]] = json.loads(
-        (FOLDER / "prompts_heldout.json").read_text(encoding="utf-8")
-    )
-    return prompts
+    return [
+        row["prompt"] for row in json.loads((FOLDER / "prompts_heldout.json").read_text(encoding="utf-8"))
+    ]
 
 
 def words(row: dict[str, Any], side: str) -> int:
