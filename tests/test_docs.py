@@ -17,6 +17,7 @@ import pytest
 from dynamic_dpo.config import (
     apply_overrides,
     get_evaluation_config,
+    get_loop_config,
     get_training_config,
     load_yaml,
 )
@@ -146,9 +147,11 @@ def test_settings_on_command_lines_parse_with_the_file_they_follow() -> None:
         if "--config" not in words:
             continue
         settings = apply_overrides(load_yaml(ROOT / words[words.index("--config") + 1]), overrides_of(words))
-        check = (
-            get_evaluation_config if {"evaluate", "judge", "export"} & set(words[:2]) else get_training_config
-        )
+        check = get_training_config
+        if {"evaluate", "judge", "export"} & set(words[:2]):
+            check = get_evaluation_config
+        elif "iterate" in words[:2]:
+            check = get_loop_config
         check(settings)
         checked += 1
     assert checked >= 10

@@ -55,6 +55,12 @@ class RunStopped(DynamicDPOError):
     exit_code = 1
 
 
+class StageError(DynamicDPOError):
+    """A command that a loop runs has failed; its own message stands above."""
+
+    exit_code = 1
+
+
 class JudgeError(DynamicDPOError):
     """A judge could not be reached or did not give a usable verdict."""
 

@@ -7,10 +7,10 @@ from inspect import signature
 
 import pytest
 
-from dynamic_dpo.config import get_evaluation_config, get_training_config, load_yaml
+from dynamic_dpo.config import get_evaluation_config, get_loop_config, get_training_config, load_yaml
 from dynamic_dpo.config.base import walk
 from dynamic_dpo.config.key_reference import describe_keys, render_help, render_markdown
-from dynamic_dpo.config.schema import EvaluationConfig, TrainingConfig
+from dynamic_dpo.config.schema import EvaluationConfig, LoopConfig, TrainingConfig
 from dynamic_dpo.eval.judges.gpt4_oracle import GPT4Oracle
 from dynamic_dpo.eval.judges.verdict import Verdict, parse_verdict
 from dynamic_dpo.methods import METHODS
@@ -22,6 +22,19 @@ EXAMPLES = {
     "sft": {"policy_name", "dataset.dataset_name", "dataset.chat_template"},
     "evaluation": {"dataset.name", "models"},
     "rollout": {"policy_name", "dataset.dataset_name", "rollout.reward_model"},
+    "iterate": {
+        "policy_name",
+        "dataset.dataset_name",
+        "dataset.chat_template",
+        "rollout.limit",
+        "rollout.reward_model",
+        "dpo_training.warmup_steps",
+        "evaluation.dataset.name",
+        "evaluation.generation.temperature",
+        "evaluation.generation.top_p",
+        "evaluation.judge.kind",
+        "evaluation.judge.reward_model",
+    },
 }
 
 METHOD_FILES = tuple(name for name in METHODS if name not in ("dpo", "risk", "schedule"))
@@ -43,10 +56,11 @@ def shipped(name):
 
 
 def checked(name, config):
-    return get_evaluation_config(config) if name == "evaluation" else get_training_config(config)
+    checks = {"evaluation": get_evaluation_config, "iterate": get_loop_config}
+    return checks.get(name, get_training_config)(config)
 
 
-@pytest.mark.parametrize("name", ["dpo", "sft", "evaluation", "rollout"])
+@pytest.mark.parametrize("name", ["dpo", "sft", "evaluation", "rollout", "iterate"])
 def test_a_shipped_file_loads_and_equals_the_defaults_but_for_its_marked_examples(name):
     default = checked(name, {} if name == "evaluation" else {"policy_name": "m"})
     chosen, defaults = flat(checked(name, shipped(name)).to_dict()), flat(default.to_dict())
@@ -69,6 +83,8 @@ def test_the_shipped_files_show_every_key_of_their_commands():
     nameable = {"rollout.scorers", "rollout.gpt4_oracle.prices"}
     rollout = {path for path in every if path.startswith("rollout.") and "<" not in path}
     assert rollout == {path for path in flat(shipped("rollout")) if path.startswith("rollout.")} - nameable
+    loop = {path for path, _, section in walk(LoopConfig) if section is None and path.startswith("iterate.")}
+    assert loop == {path for path in flat(shipped("iterate")) if path.startswith("iterate.")}
     evaluation = {path for path, _, section in walk(EvaluationConfig) if section is None and "<" not in path}
     assert evaluation == set(flat(shipped("evaluation"))) - {"models", "judge.prices"}
 
@@ -85,7 +101,7 @@ def test_a_methods_file_chooses_it_and_shows_its_defaults(name):
     assert differing == EXAMPLES["dpo"] | {"method.name", "dpo_training.save_dir"}
 
 
-@pytest.mark.parametrize("name", ["dpo", "sft", "evaluation", "rollout", *METHOD_FILES])
+@pytest.mark.parametrize("name", ["dpo", "sft", "evaluation", "rollout", "iterate", *METHOD_FILES])
 def test_every_key_of_a_shipped_file_is_explained_in_place(name):
     lines = (ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     keys = [number for number, line in enumerate(lines) if re.match(r"(  )?\w+: ", line)]

@@ -81,6 +81,19 @@ def _rollout(count: int) -> Line:
     )
 
 
+def _iterate(count: int) -> Line:
+    from torture.rolling import kill_loops
+
+    outcomes = [kill_loops(count, number=number) for number in (signal.SIGKILL, signal.SIGTERM)]
+    kills, terms = outcomes
+    return Line(
+        "SIGKILL and SIGTERM in a loop of two rounds, all stages: another pair, output or weight, an output written "
+        "or a score asked for twice",
+        f"{kills.kills} kills, {terms.kills} signals, {kills.runs + terms.runs} loops",
+        [fault for outcome in outcomes for fault in outcome.different],
+    )
+
+
 def _strike(kind: str) -> Callable[[int], Line]:
     what = {
         "kill": "process killed",
@@ -213,6 +226,7 @@ TORTURES: dict[str, tuple[Callable[[int], Line], int]] = {
     "phases": (_phases, 20),
     "evaluation": (_evaluation, 20),
     "rollout": (_rollout, 60),
+    "iterate": (_iterate, 60),
     "places-kill": (_strike("kill"), 10_000),
     "places-full": (_strike("full"), 10_000),
     "places-cut": (_strike("cut"), 10_000),

@@ -13,6 +13,7 @@ COMMANDS = {
     "train-sft": ("train_sft", "fine-tune a model on conversations"),
     "evaluate": ("evaluate", "generate with several models, judge, and report win rates"),
     "rollout": ("rollout", "sample responses, label them, and make pairs for train-dpo"),
+    "iterate": ("iterate", "rounds of rollout, training and evaluation"),
     "judge": ("judge", "judge the outputs of an evaluation: its stage judge alone"),
     "export": ("export", "outputs or verdicts in the files of AlpacaEval or Arena-Hard"),
     "score": ("score", "rewards and margins of a trained policy for given pairs"),

@@ -14,27 +14,32 @@ if TYPE_CHECKING:
         apply_overrides,
         dump_yaml,
         get_evaluation_config,
+        get_loop_config,
         get_training_config,
         load_yaml,
     )
-    from dynamic_dpo.config.schema import EvaluationConfig, TrainingConfig
+    from dynamic_dpo.config.schema import EvaluationConfig, LoopConfig, TrainingConfig
 
 __all__ = [
     "EvaluationConfig",
+    "LoopConfig",
     "TrainingConfig",
     "apply_overrides",
     "dump_yaml",
     "get_evaluation_config",
+    "get_loop_config",
     "get_training_config",
     "load_yaml",
 ]
 
 _HOME = {
     "EvaluationConfig": "schema",
+    "LoopConfig": "schema",
     "TrainingConfig": "schema",
     "apply_overrides": "loader",
     "dump_yaml": "loader",
     "get_evaluation_config": "loader",
+    "get_loop_config": "loader",
     "get_training_config": "loader",
     "load_yaml": "loader",
 }

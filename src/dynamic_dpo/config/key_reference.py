@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from dynamic_dpo.config.base import PassthroughSection, walk
 from dynamic_dpo.config.phrases import kind_with_bounds, shown
-from dynamic_dpo.config.schema import EvaluationConfig, TrainingConfig
+from dynamic_dpo.config.schema import EvaluationConfig, LoopConfig, TrainingConfig
 
 _PASSTHROUGH = (
     "Any other field of transformers.TrainingArguments may be set here under its own name, "
@@ -91,11 +91,18 @@ def render_help(model: type[BaseModel] = TrainingConfig, *, width: int = 100) ->
 
 
 def render_markdown() -> str:
-    """Return the reference documentation of both files."""
+    """Return the reference documentation of all files."""
     parts = [_PREAMBLE]
-    for title, model in (("Training file", TrainingConfig), ("Evaluation file", EvaluationConfig)):
+    of_training = {group.name for group in _groups(TrainingConfig)}
+    for title, model, left_out in (
+        ("Training file", TrainingConfig, set()),
+        ("File of a loop", LoopConfig, of_training),
+        ("Evaluation file", EvaluationConfig, set()),
+    ):
         parts.append(f"## {title}\n\n{_intro_of(model)}\n")
         for group in _groups(model):
+            if group.name in left_out:
+                continue
             heading = (
                 f"### `{group.name}`\n\n{group.intro}" if group.name else f"### Top level\n\n{group.intro}"
             )

@@ -11,9 +11,16 @@ from typing import TYPE_CHECKING, Any
 from dynamic_dpo.config.yaml_files import apply_overrides, dump_yaml, load_yaml
 
 if TYPE_CHECKING:
-    from dynamic_dpo.config.schema import EvaluationConfig, TrainingConfig
+    from dynamic_dpo.config.schema import EvaluationConfig, LoopConfig, TrainingConfig
 
-__all__ = ["apply_overrides", "dump_yaml", "get_evaluation_config", "get_training_config", "load_yaml"]
+__all__ = [
+    "apply_overrides",
+    "dump_yaml",
+    "get_evaluation_config",
+    "get_loop_config",
+    "get_training_config",
+    "load_yaml",
+]
 
 
 def get_training_config(config: dict[str, Any]) -> TrainingConfig:
@@ -21,6 +28,13 @@ def get_training_config(config: dict[str, Any]) -> TrainingConfig:
     from dynamic_dpo.config import schema
 
     return schema.get_training_config(config)
+
+
+def get_loop_config(config: dict[str, Any]) -> LoopConfig:
+    """Check the configuration of a loop; see :func:`dynamic_dpo.config.schema.get_loop_config`."""
+    from dynamic_dpo.config import schema
+
+    return schema.get_loop_config(config)
 
 
 def get_evaluation_config(config: dict[str, Any]) -> EvaluationConfig:

@@ -32,6 +32,7 @@ from dynamic_dpo.config.sections.evaluation import (
     OutputSection,
 )
 from dynamic_dpo.config.sections.judging import JudgeSection, ScoringSection, StatisticsSection
+from dynamic_dpo.config.sections.loops import IterateSection, LoopEvaluationSection
 from dynamic_dpo.config.sections.methods import (
     MethodSection,
     ruled_out,
@@ -114,6 +115,13 @@ class TrainingConfig(_WithMethods):
         return unread_settings(self) + list(dict.fromkeys(ruled_out(self)))
 
 
+class LoopConfig(TrainingConfig):
+    """The file of ``dynamic-dpo iterate``: a training file and two more sections; made by :func:`get_loop_config`."""
+
+    iterate: IterateSection = Field(default_factory=IterateSection)
+    evaluation: LoopEvaluationSection = Field(default_factory=LoopEvaluationSection)
+
+
 class EvaluationConfig(Document):
     """The file of ``evaluate``: prompts, models and judge; made by :func:`get_evaluation_config`."""
 
@@ -165,6 +173,22 @@ def get_training_config(config: dict[str, Any]) -> TrainingConfig:
         dynamic_dpo.errors.ConfigError: risk_test.delta must lie in (0, 1), got 1.2
     """
     return _check(TrainingConfig, config)
+
+
+def get_loop_config(config: dict[str, Any]) -> LoopConfig:
+    """Check the configuration of a loop and fill in its defaults.
+
+    Args:
+        config: What ``load_yaml`` and ``apply_overrides`` return; it is not changed.
+
+    Raises:
+        ConfigError: If anything is wrong; the message has one line for each problem.
+
+    Example:
+        >>> get_loop_config({"policy_name": "m", "iterate": {"rounds": 2}}).iterate.reference
+        'initial'
+    """
+    return _check(LoopConfig, config)
 
 
 def get_evaluation_config(config: dict[str, Any]) -> EvaluationConfig:

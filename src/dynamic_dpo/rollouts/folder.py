@@ -176,10 +176,10 @@ class RolloutFolder:
         if theirs is None:
             self._notes.put("sampling", None, ours)
             return
-        differences = list(_differences(theirs, ours))
-        if differences:
+        changes = list(differences(theirs, ours))
+        if changes:
             raise ConfigError(
-                f"{self.plan.folder} holds answers that were made otherwise: {'; '.join(differences)}. Take the "
+                f"{self.plan.folder} holds answers that were made otherwise: {'; '.join(changes)}. Take the "
                 "change back, or choose another rollout.output_dir"
             )
 
@@ -193,9 +193,10 @@ def label_identity(plan: RolloutPlan) -> Any:
     return {"scorers": {name: dict(scorer.identity) for name, scorer in plan.labels.scorers.items()}}
 
 
-def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
+def differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
+    """Yield a line for each value that differs between two mappings, by its dotted path."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in sorted({*before, *now}):
-            yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+            yield from differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
     elif before != now:
         yield f"{path} was {before!r:.200}, is {now!r:.200}"
