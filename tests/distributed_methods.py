@@ -1,4 +1,4 @@
-"""Two steps of each method that decides on all ranks' pairs, for `test_distributed_methods.py`.
+"""Two steps of each method that looks at all ranks' pairs, for `test_distributed_methods.py`.
 
 Usage: ``distributed_methods.py FOLDER DEVICE_BATCH``; each rank leaves the states and first weights it ended with.
 """
@@ -11,7 +11,15 @@ from pathlib import Path
 
 import torch
 
-from dynamic_dpo.methods import AlphaDPO, AlphaDPOConfig, BetaDPO, BetaDPOConfig, EpsilonDPO, EpsilonDPOConfig
+from dynamic_dpo.methods import (
+    SFT,
+    AlphaDPO,
+    AlphaDPOConfig,
+    BetaDPO,
+    BetaDPOConfig,
+    EpsilonDPO,
+    EpsilonDPOConfig,
+)
 from dynamic_dpo.trainers import PreferenceTrainer
 from dynamic_dpo.utils.process_group import end_process, process_group
 from tiny import random_pairs, tiny_gpt2, training_arguments, word_tokenizer
@@ -22,6 +30,7 @@ def main(folder: Path, device_batch: int) -> None:
         BetaDPO(BetaDPOConfig(keep_share=0.5), scope="step"),
         EpsilonDPO(EpsilonDPOConfig(epsilon=0.1)),
         AlphaDPO(AlphaDPOConfig(alpha=0.3), scope="step"),
+        SFT(scope="step"),
     ]
     results = {}
     for method in methods:

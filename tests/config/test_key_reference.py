@@ -37,7 +37,8 @@ EXAMPLES = {
     },
 }
 
-METHOD_FILES = tuple(name for name in METHODS if name not in ("dpo", "risk", "schedule"))
+# Settings of the first four stand in the general file.
+METHOD_FILES = tuple(name for name in METHODS if name not in ("dpo", "risk", "schedule", "sft"))
 
 
 def flat(config, prefix=""):

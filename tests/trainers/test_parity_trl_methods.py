@@ -16,6 +16,7 @@ from dynamic_dpo.engine.rows import PairBatch
 from dynamic_dpo.methods import (
     DPO,
     IPO,
+    SFT,
     WPO,
     APODown,
     APODownConfig,
@@ -82,6 +83,7 @@ LOSSES: dict[str, tuple[dict[str, Any], PreferenceMethod]] = {
         DiscoPOP(DiscoPOPConfig(beta=BETA, tau=0.2)),
     ),
     "dpo_norm": ({"loss_type": "sigmoid_norm"}, DPONorm(DPONormConfig(beta=BETA))),
+    "sft": ({"loss_type": "sft"}, SFT()),
     "wpo": ({"loss_type": "sigmoid", "use_weighting": True}, WPO(WPOConfig(beta=BETA))),
 }
 

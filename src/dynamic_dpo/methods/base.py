@@ -73,6 +73,8 @@ class PairForward:
         token_owners: The completion each token belongs to: ``2 i`` for pair i's chosen, ``2 i + 1`` for its
             rejected. Shape [N].
         router_loss: Balancing loss of a mixture of experts over the policy's rows, with gradient. Shape [].
+        batch_lengths: Mean completion tokens, chosen and rejected, of the controller batch these pairs belong to, all
+            ranks' pairs, where `Needs.batch_lengths` asks for them; ``None`` in evaluation. Shape [2].
     """
 
     policy_chosen_logps: Tensor
@@ -85,6 +87,7 @@ class PairForward:
     token_logps: Tensor | None = None
     token_owners: Tensor | None = None
     router_loss: Tensor | None = None
+    batch_lengths: Tensor | None = None
 
     @property
     def margins(self) -> Tensor:
@@ -147,12 +150,15 @@ class Needs:
             pairs, before any loss of it is formed. It costs a second forward pass without gradients.
         statistics: What is to be read from logits, token by token.
         token_logps: Whether the log-probabilities of single tokens are handed on beside their sums.
+        batch_lengths: Whether the mean lengths of the controller batch are handed on. They cost no pass, but the
+            ranks' agreement on two numbers.
     """
 
     reference: bool = True
     batch_evidence: bool = False
     statistics: tuple[TokenStatistic, ...] = ()
     token_logps: bool = False
+    batch_lengths: bool = False
 
     @property
     def live_reference(self) -> bool:

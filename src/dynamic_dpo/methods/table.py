@@ -60,6 +60,7 @@ METHODS = MethodTable(
         "hinge": "dynamic_dpo.methods.hinge:Hinge",
         "simpo": "dynamic_dpo.methods.simpo:SimPO",
         "wpo": "dynamic_dpo.methods.wpo:WPO",
+        "sft": "dynamic_dpo.methods.sft:SFT",
         "dpo_norm": "dynamic_dpo.methods.pairwise.dpo_norm:DPONorm",
         "exo_pair": "dynamic_dpo.methods.pairwise.exo_pair:EXOPair",
         "nca_pair": "dynamic_dpo.methods.pairwise.nca_pair:NCAPair",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -102,6 +103,7 @@ class WholeStep:
         """Run forward and backward over one controller batch; return loss sum, and margins and evidence [B, 2]."""
         method = self.method
         plan = self._plan(batch)
+        lengths = self._batch_lengths(batch) if method.needs.batch_lengths else None
         control = self._control_before_loss(model, batch, plan) if method.needs.batch_evidence else None
         seen, loss_sum = [self._no_values(2)], torch.zeros((), device=self.accelerator.device)
         for number, microbatch in enumerate(plan):
@@ -115,6 +117,7 @@ class WholeStep:
                     continue
                 with self.accelerator.autocast():
                     forward = self.policy.forward(model, batch.select(microbatch), method.needs)
+                forward = replace(forward, batch_lengths=lengths)
                 evidence = method.evidence(forward)
                 decided = (
                     control.select(torch.tensor(microbatch, device=evidence.device))
@@ -148,6 +151,13 @@ class WholeStep:
         control = self.method.control(gather_ragged(self.accelerator, evidence))
         first = sum(sizes[: self.accelerator.process_index])
         return control.select(torch.arange(first, first + len(evidence), device=evidence.device))
+
+    def _batch_lengths(self, batch: PairBatch) -> Tensor:
+        """Return the mean completion tokens, chosen and rejected, of all ranks' pairs of a controller batch."""
+        counts = [len(batch), *(sum(map(len, side)) for side in (batch.chosen, batch.rejected))]
+        table = torch.tensor([counts], dtype=torch.float64, device=self.accelerator.device)
+        sums = gather_ragged(self.accelerator, table).sum(0)
+        return sums[1:] / sums[0]
 
     def _no_values(self, *width: int) -> Tensor:
         """Return what a rank without pairs has seen, in the log-probabilities' dtype. Shape [0, ...]."""
