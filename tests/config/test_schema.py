@@ -325,6 +325,8 @@ def likeness(one, other):
 
 def chosen_with(path):
     section = path.split(".")[0]
+    if path == "objective.f_alpha":
+        return {"objective": {"f_divergence": "alpha_divergence"}}
     return {"method": {"name": section}} if section in get_args(MethodName) else {}
 
 
@@ -349,7 +351,9 @@ def value_at(document, path):
 def test_a_number_is_accepted_exactly_within_its_documented_range(path, value):
     bounds = next(bounds_of(field) for known, field, _ in walk(TrainingConfig) if known == path)
     # A method's own settings go with the method.
-    given = {**nested(path, value), **chosen_with(path)}
+    given = nested(path, value)
+    for section, values in chosen_with(path).items():
+        given.setdefault(section, {}).update(values)
     above = bounds.low is None or (value >= bounds.low if bounds.low_closed else value > bounds.low)
     below = bounds.high is None or (value <= bounds.high if bounds.high_closed else value < bounds.high)
     if above and below and math.isfinite(value):

@@ -12,6 +12,7 @@ from dynamic_dpo.cli.build_training import build_method
 from dynamic_dpo.config import get_training_config
 from dynamic_dpo.methods import IPO, METHODS, BuildContext, PreferenceMethod, Risk, Schedule
 from dynamic_dpo.methods.building_blocks import FixedBetaMethod
+from dynamic_dpo.methods.objective import Adjusted, ObjectiveConfig
 from dynamic_dpo.utils.settings import setting, stated_by
 
 ARGS = SimpleNamespace(per_device_train_batch_size=4, gradient_accumulation_steps=2, world_size=2)
@@ -83,9 +84,23 @@ def test_a_loss_whose_settings_have_no_beta_can_be_steered(monkeypatch: pytest.M
         method=SimpleNamespace(name="risk", loss="tall", scope="micro"),
         beta_update=SimpleNamespace(beta_0=0.3),
         settings_of=lambda name: {"beta_0": 0.3} if name == "risk" else {"height": 2.0},
+        read=lambda component: component(),
     )
     method: Any = build_method(config, ARGS)
     assert (method.beta, method.loss.config) == (0.3, HeightConfig(2.0))
+
+
+def test_an_objective_changes_the_loss_under_a_controller_and_a_method_by_itself() -> None:
+    given = {"nll_weight": 0.5, "ld_alpha": 0.3}
+    steered: Any = built(method={"loss": "ipo"}, objective=given)
+    assert isinstance(steered, Risk)
+    assert isinstance(steered.loss, Adjusted)
+    assert isinstance(steered.loss.loss, IPO)
+    assert steered.loss.config == ObjectiveConfig(nll_weight=0.5, ld_alpha=0.3)
+    assert steered.needs.tail_weight == 0.3
+    alone: Any = built(method={"name": "beta_dpo", "scope": "step"}, objective={"nll_weight": 0.5})
+    assert (alone.name, type(alone.loss), alone.scope) == ("beta_dpo", METHODS["beta_dpo"], "step")
+    assert type(built(method={"name": "ipo"})) is IPO
 
 
 def test_a_controller_is_sized_for_its_batches() -> None:

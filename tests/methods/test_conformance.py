@@ -53,6 +53,7 @@ from dynamic_dpo.methods import (
     SPPOHard,
     WPOConfig,
 )
+from dynamic_dpo.methods.objective import Adjusted, ObjectiveConfig
 
 Maker = Callable[[], PreferenceMethod]
 Formula = Callable[[PairForward], torch.Tensor]
@@ -84,6 +85,14 @@ CASES: dict[str, Maker] = {
     "epsilon_dpo-large-steps": lambda: EpsilonDPO(EpsilonDPOConfig(epsilon=0.5)),
     "alpha_dpo-adapting": lambda: AlphaDPO(AlphaDPOConfig(alpha=0.5)),
     "alpha_dpo-per-token": lambda: AlphaDPO(AlphaDPOConfig(alpha=0.5, length_normalised=True)),
+    "dpo-adjusted": lambda: Adjusted(
+        DPO(), ObjectiveConfig(nll_weight=0.5, f_divergence="js_divergence", use_weighting=True, ld_alpha=0.3)
+    ),
+    "beta_dpo-adjusted": lambda: Adjusted(BetaDPO(scope="step"), ObjectiveConfig(nll_weight=0.5)),
+    "risk-with-adjusted": lambda: Risk(
+        RiskConfig(warmup_steps=3, alpha=0.1),
+        loss=Adjusted(Hinge(), ObjectiveConfig(f_divergence="alpha_divergence", f_alpha=0.3)),
+    ),
     # A controller with every loss it can steer.
     **{
         f"risk-with-{loss.name}": lambda loss=loss: Risk(  # type: ignore[misc]

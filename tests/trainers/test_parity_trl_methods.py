@@ -43,6 +43,7 @@ from dynamic_dpo.methods import (
     SPPOHardConfig,
     WPOConfig,
 )
+from dynamic_dpo.methods.objective import Adjusted, ObjectiveConfig
 from dynamic_dpo.trainers import PreferenceTrainer
 from tiny import random_pairs, tiny_llama, word_tokenizer
 
@@ -84,12 +85,63 @@ LOSSES: dict[str, tuple[dict[str, Any], PreferenceMethod]] = {
     ),
     "dpo_norm": ({"loss_type": "sigmoid_norm"}, DPONorm(DPONormConfig(beta=BETA))),
     "sft": ({"loss_type": "sft"}, SFT()),
+    **{
+        f"{divergence}, {loss_type}": (
+            {
+                "loss_type": loss_type,
+                "f_divergence_type": divergence,
+                "f_alpha_divergence_coef": 0.3,
+                # Its scores grow exponentially: rounding does too where steps are large.
+                "learning_rate": 5e-4 if divergence == "forward_kl" else 2e-3,
+            },
+            Adjusted(
+                method,
+                ObjectiveConfig(
+                    f_divergence=divergence,  # type: ignore[arg-type]
+                    f_alpha=0.3 if divergence == "alpha_divergence" else 0.5,
+                ),
+            ),
+        )
+        for divergence, loss_type, method in (
+            ("forward_kl", "sigmoid", DPO(DPOMethodConfig(beta=BETA))),
+            ("js_divergence", "ipo", IPO(IPOConfig(beta=BETA))),
+            ("alpha_divergence", "hinge", Hinge(HingeConfig(beta=BETA))),
+            ("alpha_divergence", "sigmoid_norm", DPONorm(DPONormConfig(beta=BETA))),
+        )
+    },
+    **{
+        f"ld_alpha {weight}, {loss_type}": (
+            {"loss_type": loss_type, "ld_alpha": weight, "learning_rate": 1e-3},
+            Adjusted(method, ObjectiveConfig(ld_alpha=weight)),
+        )
+        for weight, loss_type, method in (
+            (0.3, "sigmoid", DPO(DPOMethodConfig(beta=BETA))),
+            (0.0, "apo_zero", APOZero(APOZeroConfig(beta=BETA))),
+            (0.5, "ipo", IPO(IPOConfig(beta=BETA))),
+        )
+    },
+    "use_weighting, ipo": (
+        {"loss_type": "ipo", "use_weighting": True},
+        Adjusted(IPO(IPOConfig(beta=BETA)), ObjectiveConfig(use_weighting=True)),
+    ),
+    "all at once": (
+        {
+            "loss_type": "sigmoid",
+            "use_weighting": True,
+            "ld_alpha": 0.4,
+            "f_divergence_type": "js_divergence",
+        },
+        Adjusted(
+            DPO(DPOMethodConfig(beta=BETA)),
+            ObjectiveConfig(use_weighting=True, ld_alpha=0.4, f_divergence="js_divergence"),
+        ),
+    ),
     "wpo": ({"loss_type": "sigmoid", "use_weighting": True}, WPO(WPOConfig(beta=BETA))),
 }
 
 
 def arguments(folder: Path, **settings: Any) -> DPOConfig:
-    settings = {"per_device_train_batch_size": BATCH, **settings}
+    settings = {"per_device_train_batch_size": BATCH, "learning_rate": 2e-3, **settings}
     return DPOConfig(
         output_dir=str(folder),
         use_cpu=True,
@@ -97,7 +149,6 @@ def arguments(folder: Path, **settings: Any) -> DPOConfig:
         beta=BETA,
         activation_checkpointing=False,
         max_steps=STEPS,
-        learning_rate=2e-3,
         lr_scheduler_type="constant",
         logging_steps=1,
         save_strategy="no",
@@ -160,6 +211,7 @@ def test_ten_steps_are_trls(tmp_path: Path, name: str) -> None:
         args=arguments(
             tmp_path / "ours",
             per_device_train_batch_size=trl.args.per_device_train_batch_size,
+            learning_rate=trl.args.learning_rate,
         ),
         train_dataset=rows,
         processing_class=word_tokenizer(),

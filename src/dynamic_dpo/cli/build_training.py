@@ -157,6 +157,7 @@ def build_peft_config(config: TrainingConfig) -> Any:
 def build_method(config: TrainingConfig, args: Any) -> PreferenceMethod:
     """Return the method that ``method.name`` chooses, sized for the run's controller batches."""
     from dynamic_dpo.methods.base import BuildContext
+    from dynamic_dpo.methods.objective import ObjectiveConfig, adjusted
     from dynamic_dpo.methods.table import METHODS
     from dynamic_dpo.trainers.arguments import pairs_per_update
 
@@ -168,10 +169,11 @@ def build_method(config: TrainingConfig, args: Any) -> PreferenceMethod:
         pairs_per_update=lambda scope: pairs_per_update(scope, args),
         device_batch=args.per_device_train_batch_size,
     )
+    objective = config.read(ObjectiveConfig)
     if METHODS[name].steers_beta:
         own = config.settings_of(config.method.loss)
         # Beta is the controller's, which starts from the run's.
         own |= {"beta": None} if "beta" in own else {}
         loss = METHODS[config.method.loss].build(replace(context, own=own))
-        context = replace(context, loss=loss)
-    return METHODS[name].build(context)
+        return METHODS[name].build(replace(context, loss=adjusted(loss, objective)))
+    return adjusted(METHODS[name].build(context), objective)

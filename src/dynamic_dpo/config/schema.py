@@ -35,6 +35,7 @@ from dynamic_dpo.config.sections.judging import JudgeSection, ScoringSection, St
 from dynamic_dpo.config.sections.loops import IterateSection, LoopEvaluationSection
 from dynamic_dpo.config.sections.methods import (
     MethodSection,
+    ObjectiveSection,
     ruled_out,
     unread_settings,
     with_method_sections,
@@ -87,6 +88,7 @@ else:
 class TrainingConfig(_WithMethods):
     """The file of ``train-dpo``, ``train-sft`` and ``dynamic-dpo rollout``; made by :func:`get_training_config`."""
 
+    objective: ObjectiveSection = Field(default_factory=ObjectiveSection)
     margin_log: MarginLogSection = Field(default_factory=MarginLogSection)
     engine: EngineSection = Field(default_factory=EngineSection)
     peft: PeftSection | None = Field(default=None)

@@ -1,9 +1,9 @@
 """The reference's log-probabilities: computed once per pair and reference, kept on disk, shared by runs.
 
 An entry is found by content: the pair's token ids, the fingerprint of the reference's weights, the arithmetic's
-dtype and the version of the scoring. Beta, learning rate, seed, method, adapters and output folders are no
-part of it. Shards are named by their own hash and written atomically, so that runs may share a folder and a
-damaged shard is computed again instead of used.
+dtype, the weight of a longer answer's tail where it is not 1, and the version of the scoring. Beta, learning
+rate, seed, method, adapters and output folders are no part of it. Shards are named by their own hash and
+written atomically, so that runs may share a folder and a damaged shard is computed again instead of used.
 """
 
 from __future__ import annotations
@@ -71,13 +71,16 @@ class ReferenceStore:
         root: Folder that holds all stores; made when something is saved.
         fingerprint: Fingerprint of the reference's weights.
         dtype: Name of the arithmetic, such as ``float32`` or ``float32+bfloat16``.
+        tail_weight: Weight of a completion's tokens beyond the length of the pair's shorter one.
 
     Raises:
         CheckpointError: If ``root`` exists and is no folder.
     """
 
-    def __init__(self, root: str | Path, *, fingerprint: str, dtype: str) -> None:
+    def __init__(self, root: str | Path, *, fingerprint: str, dtype: str, tail_weight: float = 1.0) -> None:
         identity = f"{fingerprint}|{dtype}|{SCORING_VERSION}"
+        if tail_weight != 1.0:
+            identity += f"|tails {tail_weight!r}"
         self.folder = Path(root).expanduser() / hashlib.sha256(identity.encode()).hexdigest()[:32]
         if Path(root).expanduser().exists() and not Path(root).expanduser().is_dir():
             raise CheckpointError(

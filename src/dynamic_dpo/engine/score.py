@@ -30,7 +30,8 @@ class PairLogps(NamedTuple):
     """Summed completion log-probabilities in nats and the tokens behind them, each of shape [B].
 
     What else was read: sums of statistics by name, each of shape [B, 2]; log-probabilities of single tokens,
-    shape [N], with the sequence each belongs to; the balancing loss of a mixture of experts, shape [].
+    shape [N], with the sequence each belongs to; the balancing loss of a mixture of experts, shape []; sums of the
+    chosen completions as they are, where tails are weighted in the others, shape [B].
     """
 
     chosen: Tensor
@@ -41,6 +42,7 @@ class PairLogps(NamedTuple):
     token_logps: Tensor
     token_owners: Tensor
     router_loss: Tensor | None = None
+    whole_chosen: Tensor | None = None
 
 
 class SequenceLogps(NamedTuple):
@@ -164,6 +166,19 @@ def sum_by_sequence(values: Tensor, rows: Rows) -> Tensor:
     """Add up values of tokens (shape [..., N]) by the sequence that owns them. Shape [..., S]."""
     sums = values.new_zeros((*values.shape[:-1], rows.num_sequences))
     return sums.index_add(-1, rows.owners, values)
+
+
+def tail_weights(rows: Rows, weight: float, dtype: torch.dtype) -> Tensor:
+    """Return 1 for each token of a pair's completions up to the length of the shorter one, ``weight`` beyond.
+
+    A pair's completions are neighbours, and a completion's tokens stand behind each other. Shape [N].
+    """
+    lengths = completion_lengths(rows)
+    places = torch.arange(len(rows.owners), device=rows.owners.device)
+    places = places - (lengths.cumsum(0) - lengths)[rows.owners]
+    shorter = lengths.view(-1, 2).amin(1)[rows.owners // 2]
+    one = torch.ones((), dtype=dtype, device=places.device)
+    return torch.where(places < shorter, one, weight * one)
 
 
 def completion_lengths(rows: Rows) -> Tensor:

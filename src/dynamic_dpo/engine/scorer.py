@@ -46,6 +46,7 @@ from dynamic_dpo.engine.score import (
     scoring_enabled,
     scoring_pass,
     sum_by_sequence,
+    tail_weights,
 )
 from dynamic_dpo.engine.sharded import head_for_later, is_sharded
 from dynamic_dpo.engine.token_budget import default_token_budget
@@ -144,6 +145,7 @@ class PairScorer:
         readout: Readout | None = None,
         tokens: bool = False,
         states: bool = False,
+        tail_weight: float = 1.0,
     ) -> RowScores:
         """Answer ``model(rows=rows)``: sums, and on request statistics, single tokens, or bare states.
 
@@ -170,6 +172,10 @@ class PairScorer:
         else:
             scores = score_tokens_through_logits(lm, rows, readout=readout, router=router)
         answer = {"logps": sum_by_sequence(scores.logps, rows)}
+        if tail_weight != 1.0:
+            answer["whole_logps"] = answer["logps"]
+            weights = tail_weights(rows, tail_weight, scores.logps.dtype)
+            answer["logps"] = sum_by_sequence(scores.logps * weights, rows)
         if readout and readout.statistics:
             answer["statistics"] = sum_by_sequence(scores.statistics, rows)
         if tokens:
@@ -293,6 +299,8 @@ class PairScorer:
             options["readout"] = Readout(needs.statistics, live)
         if needs and needs.token_logps:
             options["tokens"] = True
+        if needs and needs.tail_weight != 1.0:
+            options["tail_weight"] = needs.tail_weight
         with self._activation_storage(model, rows.input_ids.device):
             scores = self._call(model, rows, **options)
         logps, lengths = (values.view(-1, 2) for values in (scores["logps"], completion_lengths(rows)))
@@ -307,6 +315,7 @@ class PairScorer:
             scores.get("tokens", logps.new_empty(0)),
             rows.owners,
             scores.get("router_loss"),
+            scores["whole_logps"].view(-1, 2)[:, 0] if "whole_logps" in scores else None,
         )
 
     def score_sequences(

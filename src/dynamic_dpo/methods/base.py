@@ -75,6 +75,8 @@ class PairForward:
         router_loss: Balancing loss of a mixture of experts over the policy's rows, with gradient. Shape [].
         batch_lengths: Mean completion tokens, chosen and rejected, of the controller batch these pairs belong to, all
             ranks' pairs, where `Needs.batch_lengths` asks for them; ``None`` in evaluation. Shape [2].
+        whole_chosen_logps: The chosen completions' summed policy log-probabilities as they are, with gradient, where
+            the others are weighted (`Needs.tail_weight`) or rewritten; ``None`` where they are the same.
     """
 
     policy_chosen_logps: Tensor
@@ -88,6 +90,12 @@ class PairForward:
     token_owners: Tensor | None = None
     router_loss: Tensor | None = None
     batch_lengths: Tensor | None = None
+    whole_chosen_logps: Tensor | None = None
+
+    @property
+    def chosen_likelihood(self) -> Tensor:
+        """Summed policy log-probabilities of the chosen completions, every token counted alike, nats. Shape [B]."""
+        return self.policy_chosen_logps if self.whole_chosen_logps is None else self.whole_chosen_logps
 
     @property
     def margins(self) -> Tensor:
@@ -152,6 +160,8 @@ class Needs:
         token_logps: Whether the log-probabilities of single tokens are handed on beside their sums.
         batch_lengths: Whether the mean lengths of the controller batch are handed on. They cost no pass, but the
             ranks' agreement on two numbers.
+        tail_weight: Weight, in all sums of both models, of a completion's tokens beyond the length of the pair's
+            shorter one. Statistics, single tokens and lengths are not weighted.
     """
 
     reference: bool = True
@@ -159,6 +169,7 @@ class Needs:
     statistics: tuple[TokenStatistic, ...] = ()
     token_logps: bool = False
     batch_lengths: bool = False
+    tail_weight: float = 1.0
 
     @property
     def live_reference(self) -> bool:
@@ -208,6 +219,9 @@ class PreferenceMethod:
         needs: What the engine must give. An attribute of the class, or of the object where settings decide.
         steers_beta: Whether `build` takes `BuildContext.loss`, a method whose beta this one moves.
         why_not_steered: Why no controller can move this method's beta; empty where one can.
+        reads_margins: Whether the loss depends on log-ratios, or what stands in their place, at all.
+        of_differences: Whether it reads the two log-ratios of a pair as a difference alone, from which a term that
+            depends on the prompt drops out; other divergences than KL leave one.
         scope: What a controller batch is.
         stop_reason: Why the run should save and end after the present step; ``None``: it should go on.
     """
@@ -218,6 +232,8 @@ class PreferenceMethod:
     needs: Needs = Needs()
     steers_beta: ClassVar[bool] = False
     why_not_steered: ClassVar[str] = ""
+    reads_margins: ClassVar[bool] = True
+    of_differences: ClassVar[bool] = False
     scope: Scope = "step"
     stop_reason: str | None = None
 

@@ -55,6 +55,7 @@ class DPO(FixedBetaMethod):
 
     name = "dpo"
     Settings = DPOMethodConfig
+    of_differences = True
     neutral = DPOMethodConfig()
     config: DPOMethodConfig
 

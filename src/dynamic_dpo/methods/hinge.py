@@ -32,6 +32,7 @@ class Hinge(FixedBetaMethod):
 
     name = "hinge"
     Settings = HingeConfig
+    of_differences = True
     config: HingeConfig
 
     def losses(self, forward: PairForward, control: Control) -> Tensor:

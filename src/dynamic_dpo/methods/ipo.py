@@ -37,6 +37,7 @@ class IPO(FixedBetaMethod):
 
     name = "ipo"
     Settings = IPOConfig
+    of_differences = True
     config: IPOConfig
 
     def losses(self, forward: PairForward, control: Control) -> Tensor:

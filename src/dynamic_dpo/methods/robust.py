@@ -35,6 +35,7 @@ class Robust(FixedBetaMethod):
 
     name = "robust"
     Settings = RobustConfig
+    of_differences = True
     neutral = RobustConfig(epsilon=0.0)
     config: RobustConfig
 

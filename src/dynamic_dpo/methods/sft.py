@@ -44,6 +44,8 @@ class SFT(PreferenceMethod):
     Settings = SFTMethodConfig
     needs = Needs(reference=False, batch_lengths=True)
     why_not_steered: ClassVar[str] = "its loss has no beta"
+    reads_margins = False
+    of_differences = True  # It reads none.
 
     def __init__(
         self, config: SFTMethodConfig | None = None, *, beta: float = 0.1, scope: Scope = "micro"
@@ -71,4 +73,4 @@ class SFT(PreferenceMethod):
         lengths: Tensor = forward.chosen_lengths
         if self.config.mean_over == "tokens" and forward.batch_lengths is not None:
             lengths = forward.batch_lengths[0]
-        return control.weight * -forward.policy_chosen_logps / lengths
+        return control.weight * -forward.chosen_likelihood / lengths

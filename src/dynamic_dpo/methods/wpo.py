@@ -30,6 +30,16 @@ def aligned_logps(chunk: LogitChunk) -> Tensor:
     return chunk.logps - log_sum_of_squares
 
 
+ALIGNED = TokenStatistic(ALIGNED_LOGPS, aligned_logps)
+
+
+def pair_weights(forward: PairForward) -> Tensor:
+    """Return the product of both completions' weights, from the statistic `ALIGNED`. Shape [B]."""
+    sums = forward.statistics[ALIGNED_LOGPS]
+    chosen, rejected = sums[:, 0] / forward.chosen_lengths, sums[:, 1] / forward.rejected_lengths
+    return (chosen + rejected).exp()
+
+
 @dataclass(frozen=True)
 class WPOConfig:
     """Settings of WPO: ``beta`` > 0, ``max_weight`` > 0 or ``None``."""
@@ -48,14 +58,13 @@ class WPO(FixedBetaMethod):
 
     name = "wpo"
     Settings = WPOConfig
+    of_differences = True
     config: WPOConfig
-    needs = Needs(statistics=(TokenStatistic(ALIGNED_LOGPS, aligned_logps),))
+    needs = Needs(statistics=(ALIGNED,))
 
     def losses(self, forward: PairForward, control: Control) -> Tensor:
         """Return the logistic losses times both completions' weights. Shape [B]."""
-        sums = forward.statistics[ALIGNED_LOGPS]
-        chosen, rejected = sums[:, 0] / forward.chosen_lengths, sums[:, 1] / forward.rejected_lengths
-        weight = (chosen + rejected).exp()
+        weight = pair_weights(forward)
         if self.config.max_weight is not None:
             weight = weight.clamp(max=self.config.max_weight)
         return control.weight * weight * logistic_losses(forward.margins, control.beta)

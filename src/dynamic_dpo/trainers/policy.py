@@ -91,6 +91,7 @@ class PolicyAndReference:
         autocast: bool = False,
     ) -> None:
         self.owns_reference = self.keeps_reference = self.is_sharded = False
+        self.tail_weight = 1.0
         self._reference_scorer: PairScorer | None = None
         policy: Any = model
         reference_source: ModelSource | None = None
@@ -136,7 +137,9 @@ class PolicyAndReference:
         reference: Any = self.model if ref_model is None else ref_model
         self.reference_dtype: torch.dtype = causal_lm(reference).dtype
 
-    def prepare(self, accelerator: Any, *, is_sharded: bool, keep_reference: bool) -> None:
+    def prepare(
+        self, accelerator: Any, *, is_sharded: bool, keep_reference: bool, tail_weight: float = 1.0
+    ) -> None:
         """Spread the policy over the ranks where it is to be, before anything is computed with it. Collective then.
 
         Args:
@@ -144,7 +147,9 @@ class PolicyAndReference:
             is_sharded: Whether FSDP2 shards the run's models.
             keep_reference: Whether the reference is to stay at hand for the whole run; full fine-tuning needs a copy
                 of the policy's start.
+            tail_weight: Weight of completions' tails in the reference's sums, as in `Needs`.
         """
+        self.tail_weight = tail_weight
         self.accelerator = accelerator
         self.is_sharded = is_sharded
         self.keeps_reference = keep_reference
@@ -210,6 +215,7 @@ class PolicyAndReference:
             logps.token_logps if needs.token_logps else None,
             logps.token_owners if needs.token_logps else None,
             logps.router_loss,
+            whole_chosen_logps=logps.whole_chosen,
         )
 
     def idle(self, model: Any, needs: Needs) -> torch.Tensor:
@@ -251,6 +257,7 @@ class PolicyAndReference:
                 self.engine.reference_dir or default_reference_dir(),
                 fingerprint=self.fingerprint,
                 dtype=self._arithmetic(accelerator),
+                tail_weight=self.tail_weight,
             ),
             self._score_reference,
             self._plan_of_reference,
@@ -332,7 +339,8 @@ class PolicyAndReference:
         with autocast_of(self.accelerator):
             model, scorer = self._reference_parts()
         with self._as_reference(), autocast_of(self.accelerator):
-            return scorer.score(model, pairs if len(pairs) else _ANY_PAIR)
+            needs = Needs(tail_weight=self.tail_weight)
+            return scorer.score(model, pairs if len(pairs) else _ANY_PAIR, needs=needs)
 
     def release_reference(self) -> None:
         """Free a separate reference model's memory: all of it if it was loaded here, else the GPU's.

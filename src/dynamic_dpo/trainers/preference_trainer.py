@@ -145,7 +145,10 @@ class PreferenceTrainer(ResumableTrainer):
             optimizers=optimizers,
         )
         self.policy.prepare(
-            self.accelerator, is_sharded=self.is_fsdp_enabled, keep_reference=method.needs.live_reference
+            self.accelerator,
+            is_sharded=self.is_fsdp_enabled,
+            keep_reference=method.needs.live_reference,
+            tail_weight=method.needs.tail_weight,
         )
         self.policy.build_scorer(self.engine, router_coefficient=getattr(args, "router_aux_loss_coef", None))
 

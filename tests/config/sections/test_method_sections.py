@@ -108,6 +108,20 @@ LOSSES = [name for name, method in METHODS.items() if not method.why_not_steered
             "ipo.beta has no effect with method.name risk, which moves beta from beta_update.beta_0: set that "
             "instead, got 0.5",
         ),
+        (
+            {"method": {"loss": "bco_pair"}, "objective": {"f_divergence": "forward_kl"}},
+            "objective.f_divergence forward_kl does not go with bco_pair, which reads more than the difference of a "
+            "pair's log-ratios: leave it at reverse_kl, or choose another loss",
+        ),
+        (
+            {"method": {"name": "sft"}, "objective": {"ld_alpha": 0.5}},
+            "objective.ld_alpha has no effect with sft, which counts every token alike: leave it out",
+        ),
+        (
+            {"objective": {"f_alpha": 0.3}},
+            "objective.f_alpha has no effect with f_divergence reverse_kl: set alpha_divergence, or leave it at 0.5",
+        ),
+        ({"objective": {"ld_alpha": 1.5}}, "objective.ld_alpha must lie in [0, 1], got 1.5"),
     ],
 )
 def test_what_would_be_wrong_or_unread_is_refused(sections: dict[str, object], problem: str) -> None:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 from pydantic import Field, create_model, field_validator
 
 from dynamic_dpo.config.base import Document, Section, refuse
-from dynamic_dpo.config.from_settings import contradictions_in, settings_section
+from dynamic_dpo.config.from_settings import contradictions_in, settings_in, settings_section
 from dynamic_dpo.config.phrases import given
+from dynamic_dpo.methods.objective.settings import ObjectiveConfig
 from dynamic_dpo.methods.risk.config import RiskConfig
 from dynamic_dpo.methods.settings import MAX_NONFINITE
 from dynamic_dpo.methods.table import METHODS
@@ -65,6 +66,10 @@ class MethodSection(settings_section("method", RiskConfig, base=_Choice)):  # ty
         ge=0,
         description="Margins that may be NaN or infinite, in total, before the run stops.",
     )
+
+
+class ObjectiveSection(settings_section("objective", ObjectiveConfig)):  # type: ignore[misc]
+    """What is changed about the loss of the method, or of the one whose beta it moves."""
 
 
 def _own_keys(method: type[PreferenceMethod]) -> list[str]:
@@ -123,6 +128,8 @@ def unread_settings(config: Any) -> list[str]:
             f"another loss; remove it, or set method.name={loss}, got {given(loss)}"
         )
     read = loss if steers else name
+    objective = ObjectiveConfig(**settings_in(config, ObjectiveConfig))
+    lines += [f"objective.{problem}" for problem in objective.problems_with(METHODS[read])]
     if config.ref_name is not None and not METHODS[read].needs.reference:
         lines.append(
             f"ref_name has no effect with {read}, which needs no reference: remove it, got {given(config.ref_name)}"

@@ -39,6 +39,7 @@ class DiscoPOP(FixedBetaMethod):
 
     name = "discopop"
     Settings = DiscoPOPConfig
+    of_differences = True
     config: DiscoPOPConfig
 
     def losses(self, forward: PairForward, control: Control) -> Tensor:

@@ -33,6 +33,7 @@ class DPONorm(FixedBetaMethod):
 
     name = "dpo_norm"
     Settings = DPONormConfig
+    of_differences = True
     config: DPONormConfig
 
     def losses(self, forward: PairForward, control: Control) -> Tensor:

@@ -38,6 +38,7 @@ class EXOPair(FixedBetaMethod):
 
     name = "exo_pair"
     Settings = EXOPairConfig
+    of_differences = True
     config: EXOPairConfig
 
     def losses(self, forward: PairForward, control: Control) -> Tensor:

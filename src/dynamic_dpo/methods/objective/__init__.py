@@ -1,0 +1,8 @@
+"""What can be changed about the loss of other methods: `adjusted.Adjusted`, by the settings of `ObjectiveConfig`."""
+
+from __future__ import annotations
+
+from dynamic_dpo.methods.objective.adjusted import Adjusted, adjusted
+from dynamic_dpo.methods.objective.settings import ObjectiveConfig
+
+__all__ = ["Adjusted", "ObjectiveConfig", "adjusted"]
