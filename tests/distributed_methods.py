@@ -12,11 +12,14 @@ from pathlib import Path
 import torch
 
 from dynamic_dpo.methods import (
+    AOT,
     SFT,
     AlphaDPO,
     AlphaDPOConfig,
+    AOTUnpaired,
     BetaDPO,
     BetaDPOConfig,
+    DrDPO,
     EpsilonDPO,
     EpsilonDPOConfig,
 )
@@ -31,6 +34,9 @@ def main(folder: Path, device_batch: int) -> None:
         EpsilonDPO(EpsilonDPOConfig(epsilon=0.1)),
         AlphaDPO(AlphaDPOConfig(alpha=0.3), scope="step"),
         SFT(scope="step"),
+        AOT(scope="step"),
+        AOTUnpaired(scope="step"),
+        DrDPO(scope="step"),
     ]
     results = {}
     for method in methods:

@@ -8,7 +8,7 @@ Worlds and labels come from `world`; no method is known by name.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -168,8 +168,10 @@ def _learn(
     """Make one step of all seeds, in the trainer's order; return the mean beta of each seed's losses."""
     evidence = methods[0].evidence(forward).view(len(methods), -1)
     remembers = bool(methods[0].state_dict())
-    if remembers:
-        control = _joined([method.control(part) for method, part in zip(methods, evidence, strict=True)])
+    if remembers or methods[0].needs.batch_evidence:
+        parts = _by_seed(forward.detached(), len(methods))
+        seeds = zip(methods, evidence, parts, strict=True)
+        control = _joined([method.couple(part, method.control(own)) for method, own, part in seeds])
     else:
         # Without a state nothing tells one object from another, and one call does for all.
         control = methods[0].control(evidence.reshape(-1))
@@ -183,6 +185,28 @@ def _learn(
             method.observe(part)
     optimizer.step()
     return control.beta.expand(control.weight.shape).view(len(methods), -1).mean(1).tolist()
+
+
+def _by_seed(forward: PairForward, num_seeds: int) -> list[PairForward]:
+    """Return the parts of detached values that belong to each seed, which lie one seed after the other."""
+
+    def split(values: Tensor) -> list[Tensor]:
+        return list(values.view(num_seeds, -1, *values.shape[1:]))
+
+    tensors = {
+        entry.name: split(value)
+        for entry in fields(forward)
+        if isinstance(value := getattr(forward, entry.name), Tensor)
+    }
+    statistics = {name: split(value) for name, value in forward.statistics.items()}
+    return [
+        replace(
+            forward,
+            statistics={name: parts[seed] for name, parts in statistics.items()},
+            **{name: parts[seed] for name, parts in tensors.items()},
+        )
+        for seed in range(num_seeds)
+    ]
 
 
 def _joined(controls: Sequence[Control]) -> Control:

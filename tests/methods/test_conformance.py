@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from dynamic_dpo.errors import CheckpointError, ConfigError
 from dynamic_dpo.methods import (
+    AOT,
     DPO,
     IPO,
     METHODS,
@@ -22,6 +23,7 @@ from dynamic_dpo.methods import (
     AlphaDPOConfig,
     AlphaPO,
     AlphaPOConfig,
+    AOTUnpaired,
     APODown,
     APOZero,
     BCOPair,
@@ -34,6 +36,7 @@ from dynamic_dpo.methods import (
     DiscoPOPConfig,
     DPOMethodConfig,
     DPONorm,
+    DrDPO,
     EpsilonDPO,
     EpsilonDPOConfig,
     EXOPair,
@@ -110,6 +113,11 @@ def plain_dpo(beta: float) -> Formula:
 
 def divergence(q: torch.Tensor, epsilon: float) -> torch.Tensor:
     return q * torch.log(q / (1 - epsilon)) + (1 - q) * torch.log((1 - q) / epsilon)
+
+
+def in_order_of(values: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """For each value the one of the others that has its rank."""
+    return others.sort().values[values.argsort().argsort()]
 
 
 def policy_difference(forward: PairForward) -> torch.Tensor:
@@ -211,6 +219,21 @@ FORMULAS: list[tuple[str, Maker, Formula]] = [
         ),
     ),
     ("hypo", HyPO, plain_dpo(0.1)),
+    # The reference has one difference for all pairs, so that ranks decide nothing.
+    ("aot", AOT, plain_dpo(0.1)),
+    (
+        "aot_unpaired",
+        AOTUnpaired,
+        lambda forward: F.softplus(
+            -0.1
+            * (forward.chosen_logratios - in_order_of(forward.chosen_logratios, forward.rejected_logratios))
+        ),
+    ),
+    (
+        "dr_dpo",
+        DrDPO,
+        lambda forward: -torch.exp(-plain_dpo(0.1)(forward)).mean().log().expand(len(forward.margins)),
+    ),
     ("sft", SFT, lambda forward: -forward.policy_chosen_logps / 10),
 ]
 
@@ -218,7 +241,7 @@ FORMULAS: list[tuple[str, Maker, Formula]] = [
 WITH_FORMULA = {
     "dpo", "risk", "schedule", "robust", "ipo", "hinge", "simpo", "wpo", "beta_dpo", "epsilon_dpo", "alpha_dpo",
     "dpo_norm", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down", "discopop", "chi_po",
-    "alpha_po", "hypo", "sft",
+    "alpha_po", "hypo", "sft", "aot", "aot_unpaired", "dr_dpo",
 }  # fmt: skip
 
 STATISTICS = sorted(
@@ -266,6 +289,8 @@ def state_text(method: PreferenceMethod) -> str:
 
 def losses_of(method: PreferenceMethod, forward: PairForward) -> tuple[torch.Tensor, Control]:
     control = method.control(method.evidence(forward))
+    if method.needs.batch_evidence:
+        control = method.couple(forward.detached(), control)
     return method.losses(forward, control), control
 
 

@@ -14,10 +14,14 @@ from trl import DPOConfig, DPOTrainer
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.rows import PairBatch
 from dynamic_dpo.methods import (
+    AOT,
     DPO,
     IPO,
     SFT,
     WPO,
+    AOTConfig,
+    AOTUnpaired,
+    AOTUnpairedConfig,
     APODown,
     APODownConfig,
     APOZero,
@@ -84,6 +88,19 @@ LOSSES: dict[str, tuple[dict[str, Any], PreferenceMethod]] = {
         DiscoPOP(DiscoPOPConfig(beta=BETA, tau=0.2)),
     ),
     "dpo_norm": ({"loss_type": "sigmoid_norm"}, DPONorm(DPONormConfig(beta=BETA))),
+    "aot": ({"loss_type": "aot"}, AOT(AOTConfig(beta=BETA))),
+    "aot, smoothed": (
+        {"loss_type": "aot", "label_smoothing": 0.1},
+        AOT(AOTConfig(beta=BETA, label_smoothing=0.1)),
+    ),
+    "aot_unpaired": (
+        {"loss_type": "aot_unpaired", "label_smoothing": 0.05},
+        AOTUnpaired(AOTUnpairedConfig(beta=BETA, label_smoothing=0.05)),
+    ),
+    "aot, ld_alpha": (
+        {"loss_type": "aot", "ld_alpha": 0.5, "learning_rate": 1e-3},
+        Adjusted(AOT(AOTConfig(beta=BETA)), ObjectiveConfig(ld_alpha=0.5)),
+    ),
     "sft": ({"loss_type": "sft"}, SFT()),
     **{
         f"{divergence}, {loss_type}": (

@@ -8,7 +8,7 @@ state. A new method subclasses `PreferenceMethod` and overrides what differs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from dynamic_dpo.errors import CheckpointError
@@ -125,6 +125,18 @@ class PairForward:
         chosen = self.chosen_logratios / self.chosen_lengths
         return chosen - self.rejected_logratios / self.rejected_lengths
 
+    def detached(self) -> PairForward:
+        """Return the same values without gradient and without single tokens."""
+        return replace(
+            self,
+            policy_chosen_logps=self.policy_chosen_logps.detach(),
+            policy_rejected_logps=self.policy_rejected_logps.detach(),
+            whole_chosen_logps=self.chosen_likelihood.detach(),
+            token_logps=None,
+            token_owners=None,
+            router_loss=None,
+        )
+
 
 class Control(NamedTuple):
     """What a method decides for a batch of pairs, all of it without gradient.
@@ -132,7 +144,8 @@ class Control(NamedTuple):
     Attributes:
         beta: Shape [] or [B].
         weight: Factors on the losses. Shape [B].
-        offset: What the loss wants the pair's difference to exceed, for methods that decide on it. Shape [B].
+        offset: What the loss wants the pair's difference to exceed, or else takes from the rest of the batch, for
+            methods that decide on it. Shape [B], or [B, K] for several numbers a pair.
     """
 
     beta: Tensor
@@ -154,8 +167,8 @@ class Needs:
 
     Attributes:
         reference: Whether reference log-probabilities are scored at all.
-        batch_evidence: Whether `PreferenceMethod.control` must see the whole controller batch, all ranks'
-            pairs, before any loss of it is formed. It costs a second forward pass without gradients.
+        batch_evidence: Whether `PreferenceMethod.control` and `couple` must see the whole controller batch, all
+            ranks' pairs, before any loss of it is formed. It costs a second forward pass without gradients.
         statistics: What is to be read from logits, token by token.
         token_logps: Whether the log-probabilities of single tokens are handed on beside their sums.
         batch_lengths: Whether the mean lengths of the controller batch are handed on. They cost no pass, but the
@@ -208,8 +221,9 @@ class BuildContext:
 class PreferenceMethod:
     """A preference method: fixed settings, one state, and the four calls the trainer makes in order.
 
-    For each controller batch the trainer calls `evidence` and `control`, then `losses` for each micro-batch,
-    and once, in training only, `observe`. The base class is complete but for `losses` and `beta`.
+    For each controller batch the trainer calls `evidence` and `control` (and `couple`, for methods that see whole
+    batches), then `losses` for each micro-batch, and once, in training only, `observe`. The base class is complete
+    but for `losses` and `beta`.
 
     Attributes:
         name: Name in `METHODS` and of the method's section of settings.
@@ -263,6 +277,18 @@ class PreferenceMethod:
     def control_in_evaluation(self, evidence: Tensor) -> Control:
         """Return beta and weights for pairs that are only evaluated; differs where `control` draws or selects."""
         return self.control(evidence)
+
+    def couple(self, forward: PairForward, control: Control) -> Control:
+        """Add to ``control`` what each pair's loss takes from the other pairs of its controller batch.
+
+        Called in training only, after `control`, and only where `Needs.batch_evidence` asks for the whole batch; in
+        evaluation each pair is a batch of its own. Changes no state.
+
+        Args:
+            forward: All ranks' pairs, without gradient and without single tokens. Shape [N] each.
+            control: What was decided for them.
+        """
+        return control
 
     def losses(self, forward: PairForward, control: Control) -> Tensor:
         """Return the loss of each pair, with gradient. Shape [B]."""

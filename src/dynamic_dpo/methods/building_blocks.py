@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from dynamic_dpo.errors import ConfigError
-from dynamic_dpo.methods.base import Control, PairForward, PreferenceMethod
+from dynamic_dpo.methods.base import BuildContext, Control, Needs, PairForward, PreferenceMethod
+from dynamic_dpo.methods.settings import Scope
 
 # No torch at import, as in every module of a method: see `dynamic_dpo.methods.table`.
 if TYPE_CHECKING:
@@ -30,6 +31,26 @@ class FixedBetaMethod(PreferenceMethod):
         return float(self.config.beta)
 
 
+class CoupledMethod(FixedBetaMethod):
+    """A loss with a constant beta in which the pairs of a controller batch hang together: see `couple`.
+
+    Args:
+        config: An object of `Settings`; by default one with the defaults.
+        scope: What a controller batch is.
+    """
+
+    needs = Needs(batch_evidence=True)
+
+    def __init__(self, config: Any = None, *, scope: Scope = "micro") -> None:
+        super().__init__(config)
+        self.scope = scope
+
+    @classmethod
+    def build(cls, context: BuildContext) -> Self:
+        """Return the loss as a run's settings describe it, with the run's scope."""
+        return cls(cls.Settings(**context.own_with_beta()), scope=context.scope)
+
+
 class SteeringMethod(PreferenceMethod):
     """A controller: hands evidence, losses and needs on to ``loss``, and decides on beta.
 
@@ -49,6 +70,10 @@ class SteeringMethod(PreferenceMethod):
     def evidence(self, forward: PairForward) -> Tensor:
         """Return the evidence of the steered loss, detached. Shape [B]."""
         return self.loss.evidence(forward)
+
+    def couple(self, forward: PairForward, control: Control) -> Control:
+        """Return ``control`` with what the steered losses take from the rest of the batch."""
+        return self.loss.couple(forward, control)
 
     def losses(self, forward: PairForward, control: Control) -> Tensor:
         """Return the steered losses of the pairs, at the beta in ``control``. Shape [B]."""

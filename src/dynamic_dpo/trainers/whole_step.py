@@ -20,6 +20,7 @@ from dynamic_dpo.trainers.guards import MarginGuard
 from dynamic_dpo.trainers.metrics import PAIR_METRICS, MetricSums, gather_ragged, pair_metrics
 from dynamic_dpo.trainers.policy import PolicyAndReference
 from dynamic_dpo.trainers.sharding import most_of_ranks
+from dynamic_dpo.trainers.whole_batch import gathered, values_of
 from dynamic_dpo.utils.process import FreedMemory
 
 # Told of each controller update: all ranks' margins (CPU), this rank's, the update's number, the method's reading.
@@ -104,7 +105,9 @@ class WholeStep:
         method = self.method
         plan = self._plan(batch)
         lengths = self._batch_lengths(batch) if method.needs.batch_lengths else None
-        control = self._control_before_loss(model, batch, plan) if method.needs.batch_evidence else None
+        control = None
+        if method.needs.batch_evidence:
+            control = self._control_before_loss(model, batch, plan, lengths)
         seen, loss_sum = [self._no_values(2)], torch.zeros((), device=self.accelerator.device)
         for number, microbatch in enumerate(plan):
             with self._gradient_sync(model, last=ends_step and number == len(plan) - 1):
@@ -135,22 +138,24 @@ class WholeStep:
             self.freed_memory.check()
         return loss_sum, in_order(seen, plan)
 
-    def _control_before_loss(self, model: nn.Module, batch: PairBatch, plan: list[list[int]]) -> Control:
+    def _control_before_loss(
+        self, model: nn.Module, batch: PairBatch, plan: list[list[int]], lengths: Tensor | None
+    ) -> Control:
         """Score the whole controller batch without gradients and let the method decide on all ranks' pairs."""
+        method, names = self.method, [statistic.name for statistic in self.method.needs.statistics]
+        seen = [self._no_values(7 + 2 * len(names)).double()]
         with torch.no_grad(), self.accelerator.autocast():
-            seen = [self._no_values()]
             for part in plan:
                 if part:
-                    forward = self.policy.forward(model, batch.select(part), self.method.needs)
-                    seen.append(self.method.evidence(forward))
+                    forward = self.policy.forward(model, batch.select(part), method.needs)
+                    seen.append(values_of(forward, names))
                 elif self.is_sharded:
-                    self.policy.idle(model, self.method.needs)
-        evidence = in_order(seen, plan)
-        size = torch.tensor([len(evidence)], device=evidence.device)
-        sizes = gather_ragged(self.accelerator, size).tolist()
-        control = self.method.control(gather_ragged(self.accelerator, evidence))
-        first = sum(sizes[: self.accelerator.process_index])
-        return control.select(torch.arange(first, first + len(evidence), device=evidence.device))
+                    self.policy.idle(model, method.needs)
+        mine = in_order(seen, plan)
+        whole, first = gathered(self.accelerator, mine, names, self._no_values().dtype)
+        whole = replace(whole, batch_lengths=lengths)
+        control = method.couple(whole, method.control(method.evidence(whole)))
+        return control.select(torch.arange(first, first + len(mine), device=mine.device))
 
     def _batch_lengths(self, batch: PairBatch) -> Tensor:
         """Return the mean completion tokens, chosen and rejected, of all ranks' pairs of a controller batch."""

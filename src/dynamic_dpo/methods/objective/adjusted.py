@@ -77,6 +77,10 @@ class Adjusted(PreferenceMethod):
         """Return what the method decides for pairs that are only evaluated."""
         return self.loss.control_in_evaluation(evidence)
 
+    def couple(self, forward: PairForward, control: Control) -> Control:
+        """Return ``control`` with what the method's losses take from the rest of the rewritten batch."""
+        return self.loss.couple(self._rewritten(forward), control)
+
     def losses(self, forward: PairForward, control: Control) -> Tensor:
         """Return the method's losses on the rewritten values, with what is added and weighted. Shape [B]."""
         losses = self.loss.losses(self._rewritten(forward), control)
