@@ -250,6 +250,23 @@ def test_a_changed_setting_of_a_round_that_is_done_is_refused(
         run_loop(plan_of(settings, never))
 
 
+def test_a_setting_that_a_later_version_has_besides_is_no_change(tmp_path: Path, model: str) -> None:
+    settings = loop_settings(tmp_path, model, rounds=1)
+    run_loop(plan_of(settings))
+    path = tmp_path / "loop" / "round-1" / "manifest.json"
+    noted = json.loads(path.read_text())
+    for name in ("rollout", "train"):
+        del (
+            noted["stages"][name]["settings"]["rollout"]["top_p"],
+            noted["stages"][name]["settings"]["monitor"],
+        )
+    path.write_text(json.dumps(noted))
+    assert len(run_loop(plan_of(settings, never)).rounds) == 1
+    settings["rollout"]["top_p"] = 0.9
+    with pytest.raises(ConfigError, match=r"rollout\.top_p was 1\.0, is 0\.9"):
+        run_loop(plan_of(settings, never))
+
+
 def test_more_rounds_may_be_asked_for_later(whole: Whole, tmp_path: Path, model: str) -> None:
     settings = loop_settings(tmp_path, model, rounds=1)
     run_loop(plan_of(settings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from dynamic_dpo.errors import ConfigError
 if TYPE_CHECKING:
     from dynamic_dpo.config.base import Section
     from dynamic_dpo.config.schema import LoopConfig
-    from dynamic_dpo.loops.plan import LoopPlan, Stage
+    from dynamic_dpo.loops.plan import LoopPlan, Stage, StageName
 
 COMMANDS = {"rollout": "rollout", "train": "train-dpo", "evaluate": "evaluate"}
 """Stage to the command that runs it."""
@@ -44,6 +45,7 @@ def build_plan(config: LoopConfig) -> LoopPlan:
         run=run_stage,
         excluded=lambda: _excluded(config),
         measures_kl=_measures_kl(config),
+        settled=settled,
     )
     # What is wrong with a later stage is to be said before the first has run for hours.
     _check_rollout(dict(rollout_stage(plan, 1).settings))
@@ -59,6 +61,17 @@ def run_stage(stage: Stage) -> int:
 
     path = write_text(stage.folder.parent / f"{stage.name}.yaml", dump_yaml(stage.settings))
     return run_child(command_line(COMMANDS[stage.name], path, stage.launch))
+
+
+def settled(name: StageName, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings of a stage with all defaults of now; as they are where they cannot be read any more."""
+    from dynamic_dpo.config import get_evaluation_config, get_training_config
+
+    check = get_evaluation_config if name == "evaluate" else get_training_config
+    try:
+        return check(dict(settings)).to_dict()
+    except ConfigError:
+        return settings
 
 
 def _refuse_what_the_loop_says(config: LoopConfig) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -52,13 +52,21 @@ class Manifest:
 
     Args:
         folder: The round's folder; need not exist yet.
+        settled: See `LoopPlan`.
 
     Raises:
         DataError: If the file is damaged or of another version.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settled: Callable[[StageName, Mapping[str, Any]], Mapping[str, Any]] = lambda name, settings: (
+            settings
+        ),
+    ) -> None:
         self.path = folder / FILE_NAME
+        self._settled = settled
         self.stages: dict[str, Done] = {}
         if not self.path.is_file():
             return
@@ -97,14 +105,20 @@ class Manifest:
         noted = self.stages.get(stage.name)
         if noted is None:
             return None
-        changes = list(differences(noted.settings, json.loads(json.dumps(stage.settings))))
+        before, now = (
+            json.loads(json.dumps(self._settled(stage.name, settings)))
+            for settings in (noted.settings, stage.settings)
+        )
+        changes = list(differences(before, now))
         if changes:
             raise ConfigError(
                 f"{stage.title} in {stage.folder} was made with other settings: {'; '.join(changes[:5])}. Take the "
                 "change back, or choose another iterate.output_dir"
             )
-        now = hashes(stage)
-        wrong = sorted(name for name in {*now, *noted.outputs} if now.get(name) != noted.outputs.get(name))
+        found = hashes(stage)
+        wrong = sorted(
+            name for name in {*found, *noted.outputs} if found.get(name) != noted.outputs.get(name)
+        )
         if wrong:
             raise DataError(
                 f"{stage.title}: {', '.join(wrong)} in {stage.folder} is not what it left: what comes after stands "

@@ -48,6 +48,7 @@ class LoopPlan:
         excluded: Prompts that are never sampled, each as messages: those of the evaluations.
         measures_kl: Whether the evaluation's outputs allow an estimate of the KL.
         run: Runs a stage and returns its exit code.
+        settled: Fills in what the settings of a stage leave open, so that an earlier version's compare.
     """
 
     settings: LoopSettings
@@ -56,6 +57,7 @@ class LoopPlan:
     run: Callable[[Stage], int]
     excluded: Callable[[], list[list[dict[str, Any]]]] = field(default=list)
     measures_kl: bool = False
+    settled: Callable[[StageName, Mapping[str, Any]], Mapping[str, Any]] = lambda name, settings: settings
 
     @property
     def folder(self) -> Path:

@@ -84,7 +84,7 @@ def _run_rounds(plan: LoopPlan) -> LoopResult:
 
 
 def _run_round(plan: LoopPlan, number: int) -> RoundFigures:
-    manifest = Manifest(plan.folder_of(number))
+    manifest = Manifest(plan.folder_of(number), plan.settled)
     before = {"model": plan.model_before(number)}
     if number > 1:
         before["model_sha256"] = Manifest(plan.folder_of(number - 1)).digest_of("train")
