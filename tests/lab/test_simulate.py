@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dynamic_dpo.cli import simulate as command
+from dynamic_dpo.cli.lab import simulate as command
 from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.lab import Scenario, margin_law, simulate
 from dynamic_dpo.lab.alarms import AlarmCounter

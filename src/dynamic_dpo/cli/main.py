@@ -20,8 +20,8 @@ COMMANDS = {
     "merge": ("merge", "an ordinary model folder from the checkpoint of an interrupted run"),
     "report": ("report", "write a page and plots from a run's folder"),
     "memory": ("memory", "estimate the memory that each GPU needs, with the arithmetic"),
-    "replay": ("replay", "what other controllers would have done on a run's margins"),
-    "simulate": ("simulate", "what controllers of beta do on margins of a known law"),
+    "replay": ("lab.replay", "what other controllers would have done on a run's margins"),
+    "simulate": ("lab.simulate", "what controllers of beta do on margins of a known law"),
 }
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dynamic_dpo.cli import replay as command
 from dynamic_dpo.cli import train_dpo
+from dynamic_dpo.cli.lab import replay as command
 from dynamic_dpo.config import dump_yaml
 from dynamic_dpo.errors import ConfigError, DataError
 from dynamic_dpo.lab import replay

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from dynamic_dpo.cli.common import run_command
-from dynamic_dpo.cli.lab_arguments import add_result_files, comma_list, write_result
+from dynamic_dpo.cli.lab.arguments import add_result_files, comma_list, write_result
 
 DESCRIPTION = (
     "Run controllers of beta on simulated margins: drift on noise, response to a step or ramp, alarms of the "

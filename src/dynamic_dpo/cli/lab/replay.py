@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from dynamic_dpo.cli.common import run_command
-from dynamic_dpo.cli.lab_arguments import add_result_files, comma_list, write_result
+from dynamic_dpo.cli.lab.arguments import add_result_files, comma_list, write_result
 from dynamic_dpo.runs.files import CONFIG
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""The commands on the lab: `simulate` and `replay`."""
