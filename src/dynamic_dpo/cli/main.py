@@ -16,6 +16,7 @@ COMMANDS = {
     "iterate": ("iterate", "rounds of rollout, training and evaluation"),
     "judge": ("judge", "judge the outputs of an evaluation: its stage judge alone"),
     "export": ("export", "outputs or verdicts in the files of AlpacaEval or Arena-Hard"),
+    "inspect-data": ("inspect_data", "what is in the data of a training, before training on it"),
     "score": ("score", "rewards and margins of a trained policy for given pairs"),
     "merge": ("merge", "an ordinary model folder from the checkpoint of an interrupted run"),
     "report": ("report", "write a page and plots from a run's folder"),
