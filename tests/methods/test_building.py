@@ -85,6 +85,7 @@ def test_a_loss_whose_settings_have_no_beta_can_be_steered(monkeypatch: pytest.M
         beta_update=SimpleNamespace(beta_0=0.3),
         settings_of=lambda name: {"beta_0": 0.3} if name == "risk" else {"height": 2.0},
         read=lambda component: component(),
+        objective=SimpleNamespace(added=dict),
     )
     method: Any = build_method(config, ARGS)
     assert (method.beta, method.loss.config) == (0.3, HeightConfig(2.0))
@@ -101,6 +102,23 @@ def test_an_objective_changes_the_loss_under_a_controller_and_a_method_by_itself
     alone: Any = built(method={"name": "beta_dpo", "scope": "step"}, objective={"nll_weight": 0.5})
     assert (alone.name, type(alone.loss), alone.scope) == ("beta_dpo", METHODS["beta_dpo"], "step")
     assert type(built(method={"name": "ipo"})) is IPO
+
+
+def test_losses_are_added_with_the_settings_of_their_sections_and_the_methods_beta() -> None:
+    given = {"weight": 0.8, "add": {"bco_pair": 0.2, "sft": 1.0}}
+    for sections in ({"method": {"loss": "ipo"}}, {"method": {"name": "ipo"}}):
+        method: Any = built(
+            **sections, objective=given, sft={"mean_over": "answers"}, beta_update={"beta_0": 0.3}
+        )
+        summed = method.loss if isinstance(method, Risk) else method
+        assert (summed.name, summed.config.weight) == ("ipo", 0.8)
+        assert [(loss.name, weight) for loss, weight in zip(summed.added, summed.weights, strict=True)] == [
+            ("sft", 1.0),
+            ("bco_pair", 0.2),
+        ]
+        assert summed.added[0].config.mean_over == "answers"
+        assert method.beta == 0.3
+        assert method.summary()["loss" if isinstance(method, Risk) else "objective"]
 
 
 def test_a_controller_is_sized_for_its_batches() -> None:

@@ -91,6 +91,13 @@ CASES: dict[str, Maker] = {
     "dpo-adjusted": lambda: Adjusted(
         DPO(), ObjectiveConfig(nll_weight=0.5, f_divergence="js_divergence", use_weighting=True, ld_alpha=0.3)
     ),
+    "ipo-with-others": lambda: Adjusted(
+        IPO(), ObjectiveConfig(weight=0.8), [(SFT(), 0.2), (AOTUnpaired(), 0.5), (DrDPO(), 0.1)]
+    ),
+    "risk-with-others": lambda: Risk(
+        RiskConfig(warmup_steps=3, alpha=0.1),
+        loss=Adjusted(DPO(), ObjectiveConfig(f_divergence="forward_kl"), [(SFT(), 0.2), (Hinge(), 0.5)]),
+    ),
     "beta_dpo-adjusted": lambda: Adjusted(BetaDPO(scope="step"), ObjectiveConfig(nll_weight=0.5)),
     "risk-with-adjusted": lambda: Risk(
         RiskConfig(warmup_steps=3, alpha=0.1),
@@ -483,6 +490,11 @@ def test_neutral_settings_are_plain_dpo_or_the_methods_own_formula(make: Maker, 
     assert method.beta == pytest.approx(beta, rel=1e-7)
 
 
+def numbers_of(control: Control) -> list[torch.Tensor]:
+    offset = [] if control.offset is None else [control.offset]
+    return [control.beta, control.weight, *offset, *(n for part in control.parts for n in numbers_of(part))]
+
+
 def test_every_rank_decides_alike_whatever_its_own_random_state(make: Maker) -> None:
     here, there = make(), make()
     for method, seed in ((here, 1), (there, 2)):
@@ -494,8 +506,8 @@ def test_every_rank_decides_alike_whatever_its_own_random_state(make: Maker) -> 
             losses_of(here, forward_of(batch(number)))[1],
             losses_of(there, forward_of(batch(number)))[1],
         )
-        for mine, other in zip(ours, theirs, strict=True):
-            assert (mine is None and other is None) or torch.equal(mine, other)
+        for mine, other in zip(numbers_of(ours), numbers_of(theirs), strict=True):
+            assert torch.equal(mine, other)
 
 
 def test_evaluation_moves_neither_the_state_nor_a_random_stream(make: Maker) -> None:

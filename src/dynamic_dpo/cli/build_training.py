@@ -169,11 +169,18 @@ def build_method(config: TrainingConfig, args: Any) -> PreferenceMethod:
         pairs_per_update=lambda scope: pairs_per_update(scope, args),
         device_batch=args.per_device_train_batch_size,
     )
-    objective = config.read(ObjectiveConfig)
-    if METHODS[name].steers_beta:
-        own = config.settings_of(config.method.loss)
-        # Beta is the controller's, which starts from the run's.
+
+    def without_beta(other: str) -> PreferenceMethod:
+        # Beta is the controller's, or the method's whose loss this one is added to.
+        own = config.settings_of(other)
         own |= {"beta": None} if "beta" in own else {}
-        loss = METHODS[config.method.loss].build(replace(context, own=own))
-        return METHODS[name].build(replace(context, loss=adjusted(loss, objective)))
-    return adjusted(METHODS[name].build(context), objective)
+        return METHODS[other].build(replace(context, own=own))
+
+    def with_objective(loss: PreferenceMethod) -> PreferenceMethod:
+        added = [(without_beta(other), weight) for other, weight in config.objective.added().items()]
+        return adjusted(loss, config.read(ObjectiveConfig), added)
+
+    if METHODS[name].steers_beta:
+        loss = with_objective(without_beta(config.method.loss))
+        return METHODS[name].build(replace(context, loss=loss))
+    return with_objective(METHODS[name].build(context))

@@ -146,11 +146,13 @@ class Control(NamedTuple):
         weight: Factors on the losses. Shape [B].
         offset: What the loss wants the pair's difference to exceed, or else takes from the rest of the batch, for
             methods that decide on it. Shape [B], or [B, K] for several numbers a pair.
+        parts: What further losses take from the rest of the batch, where several are added up.
     """
 
     beta: Tensor
     weight: Tensor
     offset: Tensor | None = None
+    parts: tuple[Control, ...] = ()
 
     def select(self, index: Tensor) -> Control:
         """Return the control of the pairs at ``index`` (integers, shape [b]) of the batch."""
@@ -158,6 +160,7 @@ class Control(NamedTuple):
             self.beta if self.beta.ndim == 0 else self.beta[index],
             self.weight[index],
             None if self.offset is None else self.offset[index],
+            tuple(part.select(index) for part in self.parts),
         )
 
 

@@ -121,6 +121,23 @@ LOSSES = [name for name, method in METHODS.items() if not method.why_not_steered
             {"objective": {"f_alpha": 0.3}},
             "objective.f_alpha has no effect with f_divergence reverse_kl: set alpha_divergence, or leave it at 0.5",
         ),
+        (
+            {"objective": {"add": {"dpo": 0.5}}},
+            "objective.add.dpo names the method's own loss: remove it and set objective.weight, got 0.5",
+        ),
+        (
+            {"method": {"name": "ipo"}, "objective": {"add": {"hinge": 1.0}}, "hinge": {"beta": 0.5}},
+            "hinge.beta has no effect with method.name ipo, whose beta it takes: set ipo.beta instead, got 0.5",
+        ),
+        (
+            {"objective": {"add": {"sft": 1.0, "nca_pair": 1.0}, "f_divergence": "js_divergence"}},
+            "objective.f_divergence js_divergence does not go with nca_pair, which reads more than the difference of "
+            "a pair's log-ratios: leave it at reverse_kl, or choose another loss",
+        ),
+        (
+            {"objective": {"add": {"epsilon_dpo": 1.0}}},
+            "unknown key objective.add.epsilon_dpo; did you mean epsilon_dpo?",
+        ),
         ({"objective": {"ld_alpha": 1.5}}, "objective.ld_alpha must lie in [0, 1], got 1.5"),
     ],
 )

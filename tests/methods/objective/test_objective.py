@@ -21,9 +21,13 @@ from dynamic_dpo.methods import (
     METHODS,
     SFT,
     WPO,
+    AOTUnpaired,
+    AOTUnpairedConfig,
     BCOPair,
     BetaDPO,
     DPOMethodConfig,
+    DrDPO,
+    DrDPOConfig,
     EpsilonDPO,
     IPOConfig,
     Needs,
@@ -182,6 +186,73 @@ def test_state_and_decisions_are_the_methods() -> None:
     assert method.beta == BetaDPO().beta
 
 
+# ---- sums ----
+
+
+def test_losses_add_up_with_their_weights_at_the_methods_beta() -> None:
+    method = Adjusted(HALF, ObjectiveConfig(weight=0.8), [(BCOPair(), 0.2), (SFT(), 3.0)])
+    bco = softplus(-2.0) + softplus(-1.0)
+    assert loss_of(method) == pytest.approx(0.8 * softplus(-3.0) + 0.2 * bco + 3.0 * 16 / 8, rel=1e-12)
+    assert method.needs.batch_lengths
+    assert method.needs.reference
+    steered = Risk(RiskConfig(beta_0=0.25), loss=method)
+    halved = softplus(-1.0) + softplus(-0.5)
+    assert loss_of(steered) == pytest.approx(0.8 * softplus(-1.5) + 0.2 * halved + 3.0 * 16 / 8, rel=1e-12)
+
+
+def test_what_is_changed_is_changed_for_every_loss_of_a_sum() -> None:
+    config = ObjectiveConfig(weight=2.0, f_divergence="forward_kl", use_weighting=True, nll_weight=0.5)
+    method = Adjusted(HALF, config, [(IPO(IPOConfig(length_normalised=False)), 0.1)])
+    margin = math.exp(2.0) - math.exp(-4.0)
+    losses = 2.0 * softplus(-0.5 * margin) + 0.1 * (margin - 1.0) ** 2 + 0.5 * 2.0
+    assert loss_of(method) == pytest.approx(math.exp(-0.2) * losses, rel=1e-12)
+
+
+def test_losses_of_whole_batches_in_a_sum_see_the_batch_each_for_itself() -> None:
+    draws = 3 * torch.randn(4, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 30
+    batch = PairForward(*draws, torch.full((7,), 10), torch.full((7,), 10))
+
+    def mean_loss(method: PreferenceMethod) -> float:
+        control = method.control(method.evidence(batch))
+        if method.needs.batch_evidence:
+            control = method.couple(batch, control)
+        # In two parts, as two micro-batches take them.
+        parts = [torch.arange(3), torch.arange(3, 7)]
+        sides = list(vars(batch).values())[:6]
+        losses = [
+            method.losses(PairForward(*(side[part] for side in sides)), control.select(part))
+            for part in parts
+        ]
+        return torch.cat(losses).mean().item()
+
+    summed = Adjusted(HALF, ObjectiveConfig(), [(AOTUnpaired(), 0.3), (DrDPO(), 2.0)])
+    own = {"beta": 0.5}
+    expected = mean_loss(HALF) + 0.3 * mean_loss(AOTUnpaired(AOTUnpairedConfig(**own)))
+    expected += 2.0 * mean_loss(DrDPO(DrDPOConfig(**own)))
+    assert mean_loss(summed) == pytest.approx(expected, rel=1e-12)
+    assert mean_loss(DrDPO(DrDPOConfig(**own))) != pytest.approx(mean_loss(HALF), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        (
+            (BetaDPO, 1.0),
+            "beta_dpo cannot be added to that of dpo: it finds a beta of its own for every batch",
+        ),
+        ((Risk, 1.0), "risk cannot be added to that of dpo: it is itself a controller of beta"),
+        ((SFT, 0.0), "the weight of sft must be a finite number above 0, got 0.0"),
+        ((SFT, math.inf), "the weight of sft must be a finite number above 0, got inf"),
+    ],
+)
+def test_what_cannot_be_added_is_refused(
+    added: tuple[Callable[[], PreferenceMethod], float], message: str
+) -> None:
+    make, weight = added
+    with pytest.raises(ConfigError, match=message):
+        Adjusted(DPO(), ObjectiveConfig(), [(make(), weight)])
+
+
 REFUSED: list[tuple[Callable[[], PreferenceMethod], dict[str, Any], str]] = [
     (BCOPair, {"f_divergence": "js_divergence"}, "f_divergence js_divergence does not go with bco_pair"),
     (SFT, {"f_divergence": "js_divergence"}, "f_divergence has no effect with sft"),
@@ -308,6 +379,12 @@ def test_a_run_starts_at_margin_0_trains_and_resumes_as_if_uninterrupted(tmp_pat
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     for key, weight in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[key], weight), key
+    summed = run("run")
+    summed.whole_step.method = Adjusted(
+        DPO(), ObjectiveConfig(), [(SFT(SFTMethodConfig(mean_over="answers")), 0.5)]
+    )
+    assert summed.run_state.identity["method.added.0.name"] == "sft"
+    assert summed.run_state.identity["method.added.0.mean_over"] == "answers"
     other = run("run", f_divergence="forward_kl")
     with pytest.raises(Exception, match="f_divergence: the checkpoint has"):
         other.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))

@@ -13,7 +13,7 @@ from pydantic import Field, create_model, field_validator
 from dynamic_dpo.config.base import Document, Section, refuse
 from dynamic_dpo.config.from_settings import contradictions_in, settings_in, settings_section
 from dynamic_dpo.config.phrases import given
-from dynamic_dpo.methods.objective.settings import ObjectiveConfig
+from dynamic_dpo.methods.objective import ObjectiveConfig, why_not_added
 from dynamic_dpo.methods.risk.config import RiskConfig
 from dynamic_dpo.methods.settings import MAX_NONFINITE
 from dynamic_dpo.methods.table import METHODS
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 DocumentT = TypeVar("DocumentT", bound=Document)
 
 CONTROLLERS = tuple(name for name, method in METHODS.items() if method.steers_beta)
+ADDED = tuple(name for name, method in METHODS.items() if not why_not_added(method))
 STEERED = tuple(name for name, method in METHODS.items() if not method.why_not_steered)
 
 if TYPE_CHECKING:
@@ -68,8 +69,31 @@ class MethodSection(settings_section("method", RiskConfig, base=_Choice)):  # ty
     )
 
 
+if TYPE_CHECKING:
+    AddedSection = Section
+else:
+    AddedSection = create_model(
+        "AddedSection",
+        __base__=Section,
+        __doc__="Further losses, each with its weight; their sections are read, but for their beta.",
+        **{
+            name: (
+                float,
+                Field(default=0.0, ge=0, description=f"Weight of the loss of method {name}; 0: none."),
+            )
+            for name in ADDED
+        },
+    )
+
+
 class ObjectiveSection(settings_section("objective", ObjectiveConfig)):  # type: ignore[misc]
     """What is changed about the loss of the method, or of the one whose beta it moves."""
+
+    add: AddedSection = Field(default_factory=AddedSection)
+
+    def added(self) -> dict[str, float]:
+        """Return the weights of the losses that are added."""
+        return {name: weight for name, weight in self.add.model_dump().items() if weight}
 
 
 def _own_keys(method: type[PreferenceMethod]) -> list[str]:
@@ -128,11 +152,19 @@ def unread_settings(config: Any) -> list[str]:
             f"another loss; remove it, or set method.name={loss}, got {given(loss)}"
         )
     read = loss if steers else name
+    added = config.objective.added()
+    losses = [METHODS[one] for one in (read, *added)]
     objective = ObjectiveConfig(**settings_in(config, ObjectiveConfig))
-    lines += [f"objective.{problem}" for problem in objective.problems_with(METHODS[read])]
-    if config.ref_name is not None and not METHODS[read].needs.reference:
+    lines += [f"objective.{problem}" for problem in objective.problems_with(*losses)]
+    if read in added:
         lines.append(
-            f"ref_name has no effect with {read}, which needs no reference: remove it, got {given(config.ref_name)}"
+            f"objective.add.{read} names the method's own loss: remove it and set objective.weight, got "
+            f"{given(added[read])}"
+        )
+    if config.ref_name is not None and not any(loss.needs.reference for loss in losses):
+        names = " and ".join((read, *added))
+        lines.append(
+            f"ref_name has no effect with {names}, which needs no reference: remove it, got {given(config.ref_name)}"
         )
     chosen = f"method.name {name} and method.loss {loss}" if steers else f"method.name {name}"
     for owner, method in METHODS.items():
@@ -143,13 +175,15 @@ def unread_settings(config: Any) -> list[str]:
             value = getattr(section, key)
             if value == field.default:
                 continue
-            if owner != name and not (steers and owner == loss):
+            if owner != name and owner not in added and not (steers and owner == loss):
                 lines.append(
                     f"{owner}.{key} has no effect with {chosen}: remove it, or choose {owner}, got {given(value)}"
                 )
             elif owner != name and key == "beta":
+                source = "which moves beta from beta_update.beta_0" if steers else "whose beta it takes"
+                instead = "that" if steers else f"{name}.beta"
                 lines.append(
-                    f"{owner}.beta has no effect with method.name {name}, which moves beta from "
-                    f"beta_update.beta_0: set that instead, got {given(value)}"
+                    f"{owner}.beta has no effect with method.name {name}, {source}: set {instead} instead, got "
+                    f"{given(value)}"
                 )
     return lines

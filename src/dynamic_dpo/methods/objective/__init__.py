@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dynamic_dpo.methods.objective.adjusted import Adjusted, adjusted
+from dynamic_dpo.methods.objective.adjusted import Adjusted, adjusted, why_not_added
 from dynamic_dpo.methods.objective.settings import ObjectiveConfig
 
-__all__ = ["Adjusted", "ObjectiveConfig", "adjusted"]
+__all__ = ["Adjusted", "ObjectiveConfig", "adjusted", "why_not_added"]

@@ -6,12 +6,13 @@ its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from dynamic_dpo.errors import ConfigError
-from dynamic_dpo.methods.base import Control, PairForward, PreferenceMethod, State
+from dynamic_dpo.methods.base import Control, Needs, PairForward, PreferenceMethod, State
 from dynamic_dpo.methods.objective.divergences import score_of
 from dynamic_dpo.methods.objective.settings import ObjectiveConfig
 from dynamic_dpo.methods.wpo import ALIGNED, pair_weights
@@ -20,13 +21,25 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def adjusted(loss: PreferenceMethod, config: ObjectiveConfig) -> PreferenceMethod:
-    """Return ``loss`` changed as ``config`` says; itself where that is nothing.
+# A loss and its weight in a sum.
+Weighted = tuple[PreferenceMethod, float]
+
+
+def adjusted(
+    loss: PreferenceMethod, config: ObjectiveConfig, added: Sequence[Weighted] = ()
+) -> PreferenceMethod:
+    """Return ``loss`` changed as ``config`` says, ``added`` to it; itself where that is nothing.
 
     Raises:
-        ConfigError: If a setting does not go with the loss.
+        ConfigError: If a setting does not go with the loss, or a loss cannot be added.
     """
-    return loss if config == ObjectiveConfig() else Adjusted(loss, config)
+    return loss if config == ObjectiveConfig() and not added else Adjusted(loss, config, added)
+
+
+def why_not_added(loss: PreferenceMethod | type[PreferenceMethod]) -> str:
+    """Return why ``loss`` cannot be added to another one; empty where it can."""
+    # A loss that reads no margin has no beta either, and needs none.
+    return loss.why_not_steered if loss.reads_margins else ""
 
 
 class Adjusted(PreferenceMethod):
@@ -35,25 +48,38 @@ class Adjusted(PreferenceMethod):
     Args:
         loss: The method whose loss is changed.
         config: What is changed.
+        added: Further losses with their weights, which take their beta from ``loss``.
 
     Raises:
-        ConfigError: If a setting does not go with the loss.
+        ConfigError: If a setting does not go with the losses, or a loss cannot be added.
     """
 
-    def __init__(self, loss: PreferenceMethod, config: ObjectiveConfig) -> None:
-        for problem in config.problems_with(loss):
+    def __init__(
+        self, loss: PreferenceMethod, config: ObjectiveConfig, added: Sequence[Weighted] = ()
+    ) -> None:
+        for other, weight in added:
+            if reason := why_not_added(other):
+                raise ConfigError(
+                    f"the loss of {other.name} cannot be added to that of {loss.name}: {reason}. Train with method "
+                    f"{other.name} itself, or add another loss"
+                )
+            if not (weight > 0 and math.isfinite(weight)):
+                raise ConfigError(
+                    f"the weight of {other.name} must be a finite number above 0, got {weight!r}"
+                )
+        losses = (loss, *(other for other, _ in added))
+        for problem in config.problems_with(*losses):
             raise ConfigError(problem)
         self.loss = loss
         self.config = config
+        self.added = tuple(other for other, _ in added)
+        self.weights = tuple(float(weight) for _, weight in added)
         self.name = loss.name  # type: ignore[misc]
         self.why_not_steered = loss.why_not_steered  # type: ignore[misc]
-        self.reads_margins = loss.reads_margins  # type: ignore[misc]
-        self.of_differences = loss.of_differences  # type: ignore[misc]
+        self.reads_margins = any(one.reads_margins for one in losses)  # type: ignore[misc]
+        self.of_differences = all(one.of_differences for one in losses)  # type: ignore[misc]
         self.scope = loss.scope
-        statistics = loss.needs.statistics
-        if config.use_weighting:
-            statistics = (*statistics, ALIGNED)
-        self.needs = replace(loss.needs, statistics=statistics, tail_weight=config.tail_weight)
+        self.needs = _needs_of(losses, config)
 
     @property
     def beta(self) -> float:
@@ -78,12 +104,20 @@ class Adjusted(PreferenceMethod):
         return self.loss.control_in_evaluation(evidence)
 
     def couple(self, forward: PairForward, control: Control) -> Control:
-        """Return ``control`` with what the method's losses take from the rest of the rewritten batch."""
-        return self.loss.couple(self._rewritten(forward), control)
+        """Return ``control`` with what the losses take from the rest of the rewritten batch, each for itself."""
+        rewritten = self._rewritten(forward)
+        parts = tuple(
+            other.couple(rewritten, self._control_of(other, rewritten, control)) for other in self.added
+        )
+        return self.loss.couple(rewritten, control)._replace(parts=parts)
 
     def losses(self, forward: PairForward, control: Control) -> Tensor:
         """Return the method's losses on the rewritten values, with what is added and weighted. Shape [B]."""
-        losses = self.loss.losses(self._rewritten(forward), control)
+        rewritten = self._rewritten(forward)
+        losses = self.config.weight * self.loss.losses(rewritten, control)
+        for number, (other, weight) in enumerate(zip(self.added, self.weights, strict=True)):
+            part = control.parts[number] if control.parts else self._control_of(other, rewritten, control)
+            losses = losses + weight * other.losses(rewritten, part)
         if self.config.nll_weight:
             per_token = -forward.chosen_likelihood / forward.chosen_lengths
             losses = losses + self.config.nll_weight * control.weight * per_token
@@ -107,11 +141,19 @@ class Adjusted(PreferenceMethod):
         """Return the method's summary and the settings that are not as they come."""
         plain = asdict(ObjectiveConfig())
         changed = {key: value for key, value in asdict(self.config).items() if value != plain[key]}
+        if self.added:
+            changed["added"] = {
+                other.name: weight for other, weight in zip(self.added, self.weights, strict=True)
+            }
         return {**self.loss.summary(), "objective": changed}
 
     def start_notes(self, updates: int) -> list[str]:
         """Return what the method has to say before a run."""
         return self.loss.start_notes(updates)
+
+    def _control_of(self, other: PreferenceMethod, forward: PairForward, control: Control) -> Control:
+        """Return what an added loss decides, which is nothing, at the beta that the method has decided on."""
+        return other.control(other.evidence(forward))._replace(beta=control.beta)
 
     def _rewritten(self, forward: PairForward) -> PairForward:
         """Put the divergence's scores in the place of log-ratios; over a reference of zeros none is rounded."""
@@ -129,3 +171,18 @@ class Adjusted(PreferenceMethod):
             ref_rejected_logps=0.0 * forward.ref_rejected_logps,
             whole_chosen_logps=forward.chosen_likelihood,
         )
+
+
+def _needs_of(losses: Sequence[PreferenceMethod], config: ObjectiveConfig) -> Needs:
+    needs = [loss.needs for loss in losses]
+    wanted = [statistic for need in needs for statistic in need.statistics]
+    if config.use_weighting:
+        wanted.append(ALIGNED)
+    return Needs(
+        reference=any(need.reference for need in needs),
+        batch_evidence=any(need.batch_evidence for need in needs),
+        statistics=tuple({statistic.name: statistic for statistic in wanted}.values()),
+        token_logps=any(need.token_logps for need in needs),
+        batch_lengths=any(need.batch_lengths for need in needs),
+        tail_weight=config.tail_weight,
+    )

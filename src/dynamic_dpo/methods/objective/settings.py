@@ -18,6 +18,12 @@ Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_diverge
 class ObjectiveConfig:
     """What is changed about a loss; as it comes nothing is. Formulas and sources stand in ``docs/methods.md``."""
 
+    weight: float = setting(
+        1.0,
+        "Weight of the method's own loss; it counts beside that of losses added to it.",
+        key="objective.weight",
+        gt=0,
+    )
     nll_weight: float = setting(
         0.0,
         "Weight of the chosen answer's negative log-likelihood per token, added to each pair's loss (RPO).",
@@ -57,35 +63,41 @@ class ObjectiveConfig:
         """The weight of a longer answer's tail."""
         return 1.0 if self.ld_alpha is None else self.ld_alpha
 
-    def problems_with(self, loss: PreferenceMethod | type[PreferenceMethod]) -> Iterator[str]:
-        """Yield a sentence for each setting that does not go with ``loss``; each begins with the setting's name."""
-        needs = loss.needs
-        if self.f_divergence != "reverse_kl":
-            if not loss.of_differences:
-                yield (
-                    f"f_divergence {self.f_divergence} does not go with {loss.name}, which reads more than the "
-                    "difference of a pair's log-ratios: leave it at reverse_kl, or choose another loss"
-                )
-            elif not loss.reads_margins:
-                yield f"f_divergence has no effect with {loss.name}, which reads no log-ratio: leave it out"
+    def problems_with(self, *losses: PreferenceMethod | type[PreferenceMethod]) -> Iterator[str]:
+        """Yield a sentence for each setting that does not go with one of the losses that are added up.
+
+        A sentence begins with the setting's name.
+        """
         if self.f_divergence != "alpha_divergence" and self.f_alpha != type(self).f_alpha:
             yield (
                 f"f_alpha has no effect with f_divergence {self.f_divergence}: set alpha_divergence, or leave it at "
                 f"{type(self).f_alpha}"
             )
-        if self.tail_weight != 1.0:
-            if needs.live_reference or needs.token_logps:
-                yield (
-                    f"ld_alpha does not go with {loss.name}, which reads single tokens, and these are not weighted: "
-                    "leave it out, or choose another loss"
-                )
-            elif not loss.reads_margins:
-                yield f"ld_alpha has no effect with {loss.name}, which counts every token alike: leave it out"
-        if self.use_weighting:
-            if any(statistic.name == ALIGNED_LOGPS for statistic in needs.statistics):
-                yield f"use_weighting is what {loss.name} does already: leave it out, or choose another loss"
-            elif needs.batch_evidence:
-                yield (
-                    f"use_weighting does not go with {loss.name}, whose pairs hang together in their batch: leave it "
-                    "out, or choose another loss"
-                )
+        if not any(loss.reads_margins for loss in losses):
+            names = " and ".join(loss.name for loss in losses)
+            if self.f_divergence != "reverse_kl":
+                yield f"f_divergence has no effect with {names}, which reads no log-ratio: leave it out"
+            if self.tail_weight != 1.0:
+                yield f"ld_alpha has no effect with {names}, which counts every token alike: leave it out"
+        for loss in losses:
+            yield from self._problems_with_one(loss)
+
+    def _problems_with_one(self, loss: PreferenceMethod | type[PreferenceMethod]) -> Iterator[str]:
+        needs = loss.needs
+        if self.f_divergence != "reverse_kl" and not loss.of_differences:
+            yield (
+                f"f_divergence {self.f_divergence} does not go with {loss.name}, which reads more than the "
+                "difference of a pair's log-ratios: leave it at reverse_kl, or choose another loss"
+            )
+        if self.tail_weight != 1.0 and (needs.live_reference or needs.token_logps):
+            yield (
+                f"ld_alpha does not go with {loss.name}, which reads single tokens, and these are not weighted: "
+                "leave it out, or choose another loss"
+            )
+        if self.use_weighting and any(statistic.name == ALIGNED_LOGPS for statistic in needs.statistics):
+            yield f"use_weighting is what {loss.name} does already: leave it out, or choose another loss"
+        elif self.use_weighting and needs.batch_evidence:
+            yield (
+                f"use_weighting does not go with {loss.name}, whose pairs hang together in their batch: leave it "
+                "out, or choose another loss"
+            )

@@ -126,11 +126,14 @@ def data_fingerprint(dataset: Any) -> str:
 
 
 def _settings(method: PreferenceMethod, prefix: str) -> dict[str, Any]:
-    """Return a method's fixed settings: its name, its scope, its dataclasses, and those of a loss it steers."""
+    """Return a method's fixed settings: its name, its scope, its dataclasses, and those of losses it holds."""
     found: dict[str, Any] = {f"{prefix}.name": method.name, f"{prefix}.scope": method.scope}
     for name, value in vars(method).items():
         if isinstance(value, PreferenceMethod):
             found |= _settings(value, f"{prefix}.{name}")
+        elif isinstance(value, tuple) and any(isinstance(item, PreferenceMethod) for item in value):
+            for number, item in enumerate(value):
+                found |= _settings(item, f"{prefix}.{name}.{number}")
         elif dataclasses.is_dataclass(value) and not isinstance(value, type | Needs):
             # By the field's own name: where a method keeps its settings is no business of the user's.
             found |= {
