@@ -23,6 +23,7 @@ from dynamic_dpo.data.preference import TEXT, to_preference_pairs
 from dynamic_dpo.data.quarantine import BadRow, Quarantine
 from dynamic_dpo.data.render import render_pairs, require_chat_template
 from dynamic_dpo.data.sources import load_rows
+from dynamic_dpo.data.turns.endings import end_of_messages
 from dynamic_dpo.errors import DataError
 from dynamic_dpo.utils.templates import parse_hh_to_messages
 
@@ -97,7 +98,8 @@ def apply_chat_template_to_dataset(dataset: Dataset, tokenizer: Any) -> Dataset:
     """Render the columns ``prompt, chosen, rejected`` to text with the tokenizer's chat template.
 
     Each answer is rendered behind its prompt, so that prompt + answer is the conversation as the template
-    writes it. A BOS that the tokenizer will add by itself is left out. Blanks after the last turn stay out too.
+    writes it. A BOS that the tokenizer will add by itself is left out. Blanks after the last turn stay out too, and
+    so do turns of others behind an answer.
 
     Args:
         dataset: Text pairs (HH transcripts are read as turns, other prompts as one user turn) or messages.
@@ -130,7 +132,7 @@ class _Renderer:
 
     def __call__(self, table: pa.Table, indices: list[int]) -> pa.Table:
         parts = (table.column(name).to_pylist() for name in Pair._fields)
-        pairs = [Pair(*map(_as_messages, Pair._fields, row)) for row in zip(*parts, strict=True)]
+        pairs = [_ended(*map(_as_messages, Pair._fields, row)) for row in zip(*parts, strict=True)]
         records: list[tuple[str | int | None, ...]] = []
         for index, texts in zip(indices, render_pairs(self.tokenizer, pairs), strict=True):
             if isinstance(texts, BadRow):
@@ -143,6 +145,10 @@ class _Renderer:
                 records.append((prompt, *answers, index, None, None))
         names = (*Pair._fields, "row", *PROBLEM_FEATURES)
         return pa.table(dict(zip(names, map(list, zip(*records, strict=True)), strict=True)))
+
+
+def _ended(prompt: Any, chosen: Any, rejected: Any) -> Pair:
+    return Pair(prompt, end_of_messages(chosen).answer, end_of_messages(rejected).answer)
 
 
 def _as_messages(name: str, part: Any) -> list[dict[str, str]]:

@@ -9,6 +9,7 @@ import re
 from typing import Final
 
 from dynamic_dpo.errors import DataError
+from dynamic_dpo.utils.blank_text import is_blank
 
 ASSISTANT_TAG: Final = "\n\nAssistant:"
 
@@ -66,7 +67,7 @@ def continue_prompt(prompt: str, text: str) -> str | None:
 
 def has_blank_prompt(prompt: str) -> bool:
     r"""Tell whether nothing was said before the answer: the prompt is no more than its tag."""
-    return not prompt.removesuffix(ASSISTANT_TAG).strip()
+    return is_blank(prompt.removesuffix(ASSISTANT_TAG))
 
 
 def looks_like_hh(text: str) -> bool:
@@ -101,6 +102,6 @@ def convert_to_triples(chosen_text: str, rejected_text: str) -> dict[str, str] |
     except DataError:
         return None
     rejected = continue_prompt(prompt, rejected_text)
-    if rejected is None or has_blank_prompt(prompt) or not chosen.strip() or not rejected.strip():
+    if rejected is None or has_blank_prompt(prompt) or is_blank(chosen) or is_blank(rejected):
         return None
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}

@@ -11,6 +11,8 @@ from typing import Any, Final, Literal, NamedTuple
 
 from dynamic_dpo.data import hh_text
 from dynamic_dpo.data.quarantine import BadRow
+from dynamic_dpo.data.turns.endings import end_of_text, human_turns
+from dynamic_dpo.utils.blank_text import is_blank
 from dynamic_dpo.utils.templates import parse_hh_to_messages
 
 TOKEN_FIELDS: Final = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -191,12 +193,12 @@ def _text(row: Mapping[str, Any], prompt_required: bool) -> Pair:
     if prompt_required or row.get("prompt") is not None:
         return Pair(text_field(row, "prompt"), chosen, rejected)
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
-        if not answer.strip():
+        if is_blank(answer):
             raise BadRow(f"empty_{name}", row)
     if chosen == rejected:
         raise BadRow("identical_answers", chosen)
     prompt = common_text_prompt(chosen, rejected)
-    if not prompt.strip():
+    if is_blank(prompt):
         raise BadRow("no_common_prompt", row)
     return Pair(prompt, chosen[len(prompt) :], rejected[len(prompt) :])
 
@@ -238,8 +240,13 @@ def _answers_to(prompt: list[Message], row: Mapping[str, Any]) -> Pair:
 
 
 def _to_messages(pair: Pair) -> Pair:
-    prompt = parse_hh_to_messages(pair.prompt)
-    return Pair(prompt, *([{"role": "assistant", "content": text.strip()}] for text in pair[1:]))
+    return Pair(parse_hh_to_messages(pair.prompt), *(_answer_turns(pair.prompt, text) for text in pair[1:]))
+
+
+def _answer_turns(prompt: str, answer: str) -> list[Message]:
+    if human_turns(prompt, answer):
+        return parse_hh_to_messages(hh_text.ASSISTANT_TAG + answer)
+    return [{"role": "assistant", "content": answer.strip()}]
 
 
 def _check(pair: Pair | SampledPair, row: object) -> None:
@@ -250,14 +257,24 @@ def _check(pair: Pair | SampledPair, row: object) -> None:
     for answer in (pair.chosen, pair.rejected):
         if isinstance(answer[0], dict) and answer[0]["role"] != "assistant":
             raise BadRow("answer_not_assistant", answer)
+    for name, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        # What others say behind an answer does not make it one.
+        if _is_blank(_said_by_the_assistant(pair.prompt, answer)):
+            raise BadRow(f"empty_{name}", row)
     if pair.chosen == pair.rejected:
         raise BadRow("identical_answers", pair.chosen)
 
 
+def _said_by_the_assistant(prompt: Part, answer: Part) -> Any:
+    if isinstance(answer, str):
+        return end_of_text(prompt, answer).answer if isinstance(prompt, str) else answer
+    return [item for item in answer if not isinstance(item, dict) or item["role"] == "assistant"]
+
+
 def _is_blank(part: Part) -> bool:
     if isinstance(part, str):
-        return not part.strip()
-    return not part or all(isinstance(item, dict) and not item["content"].strip() for item in part)
+        return is_blank(part)
+    return not part or all(isinstance(item, dict) and is_blank(item["content"]) for item in part)
 
 
 def _joins(text: str, index: int) -> bool:

@@ -160,6 +160,7 @@ def _statistics(tokenized: TokenizedPairs) -> dict[str, Any]:
         "pairs": len(tokenized.dataset),
         "truncated": tokenized.num_truncated,
         "boundary_shifts": tokenized.num_boundary_shifts,
+        "dropped_turns": tokenized.num_dropped_turns,
         "tokens": {
             name: length_statistics(tokenized.dataset, name)
             for name in TOKEN_FIELDS
@@ -181,4 +182,8 @@ def _describe(report: dict[str, Any]) -> str:
             f"{part}: {figures['pairs']} pairs ({figures['truncated']} truncated, "
             f"{figures['boundary_shifts']} with a shifted boundary); tokens: {tokens}"
         )
+        if figures["dropped_turns"]:
+            lines.append(
+                f"{part}: {figures['dropped_turns']} turns behind the last answer of the assistant were left out"
+            )
     return "\n".join(lines)

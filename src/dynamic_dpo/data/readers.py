@@ -16,6 +16,7 @@ from dynamic_dpo.data.pairing import TOKEN_FIELDS, Pair, SampledPair
 from dynamic_dpo.data.quarantine import BadRow
 from dynamic_dpo.data.render import RenderedPair, render_pairs, require_chat_template
 from dynamic_dpo.data.truncate import TokenPair
+from dynamic_dpo.data.turns.endings import Ending, end_of_messages, end_of_text
 from dynamic_dpo.errors import DataError
 from dynamic_dpo.utils.templates import stop_token_ids
 
@@ -24,6 +25,13 @@ logger = logging.getLogger("dynamic_dpo")
 # A generation prompt may end in a few tokens that a finished conversation lacks (an empty thought block); a
 # template that rewrites the prompt itself differs in more.
 _MAX_TEMPLATE_SHIFT: Final = 8
+
+
+class ReadPair(NamedTuple):
+    """The ids of a pair, and the turns left out that stood behind its answers."""
+
+    texts: EncodedTexts
+    num_dropped_turns: int = 0
 
 
 class CutPair(NamedTuple):
@@ -49,7 +57,7 @@ class PairReader(ABC):
         self.stops = frozenset(stop_token_ids(tokenizer))
 
     @abstractmethod
-    def encode(self, pairs: Sequence[Any]) -> list[EncodedTexts | BadRow]:
+    def encode(self, pairs: Sequence[Any]) -> list[ReadPair | BadRow]:
         """Return the ids of each prompt alone and of the two whole sequences, a batch at a time."""
 
     @abstractmethod
@@ -66,9 +74,9 @@ class IdReader(PairReader):
 
     columns = TOKEN_FIELDS
 
-    def encode(self, pairs: Sequence[Pair]) -> list[EncodedTexts | BadRow]:
+    def encode(self, pairs: Sequence[Pair]) -> list[ReadPair | BadRow]:
         """Return the parts themselves; nothing is joined."""
-        return [EncodedTexts(*pair) for pair in pairs]
+        return [ReadPair(EncodedTexts(*pair)) for pair in pairs]
 
     def finish(self, encoded: EncodedTexts) -> CutPair:
         """Check that no part is empty."""
@@ -90,10 +98,15 @@ class TextReader(PairReader):
         self.eos = require_eos(tokenizer)
         self.encoder = PairEncoder(tokenizer, add_special_tokens=True)
 
-    def encode(self, pairs: Sequence[Pair]) -> list[EncodedTexts | BadRow]:
+    def encode(self, pairs: Sequence[Pair]) -> list[ReadPair | BadRow]:
         """Tokenise prompt, prompt + chosen and prompt + rejected."""
-        texts = [(prompt, prompt + chosen, prompt + rejected) for prompt, chosen, rejected in pairs]
-        return list(self.encoder(texts))
+        ended = [
+            _ended(prompt, end_of_text(prompt, chosen), end_of_text(prompt, rejected))
+            for prompt, chosen, rejected in pairs
+        ]
+        texts = [(prompt, prompt + chosen, prompt + rejected) for (prompt, chosen, rejected), _ in ended]
+        encoded = self.encoder(texts)
+        return [ReadPair(ids, each.num_dropped) for ids, each in zip(encoded, ended, strict=True)]
 
     def finish(self, encoded: EncodedTexts) -> CutPair:
         """Cut, and add eos where an answer does not end in a stop token."""
@@ -125,11 +138,18 @@ class MessageReader(PairReader):
         self.encoder = PairEncoder(tokenizer, add_special_tokens=False)
         self._blank_tokens: dict[int, bool] = {}
 
-    def encode(self, pairs: Sequence[Any]) -> list[EncodedTexts | BadRow]:
+    def encode(self, pairs: Sequence[Any]) -> list[ReadPair | BadRow]:
         """Render and tokenise; the template's text holds its special tokens, none are added."""
-        rendered = render_pairs(self.tokenizer, pairs)
+        ended = [
+            _ended(pair.prompt, end_of_messages(pair.chosen), end_of_messages(pair.rejected))
+            for pair in pairs
+        ]
+        rendered = render_pairs(self.tokenizer, [each.pair for each in ended])
         encoded = iter(self.encoder([texts for texts in rendered if isinstance(texts, RenderedPair)]))
-        return [texts if isinstance(texts, BadRow) else next(encoded) for texts in rendered]
+        return [
+            texts if isinstance(texts, BadRow) else ReadPair(next(encoded), each.num_dropped)
+            for texts, each in zip(rendered, ended, strict=True)
+        ]
 
     def finish(self, encoded: EncodedTexts) -> CutPair:
         """Cut, drop blanks behind the last stop token, and add eos where there is no stop token."""
@@ -175,12 +195,12 @@ class SampledReader(MessageReader):
         super().__init__(tokenizer)
         self._has_warned = False
 
-    def encode(self, pairs: Sequence[SampledPair]) -> list[EncodedTexts | BadRow]:
+    def encode(self, pairs: Sequence[SampledPair]) -> list[ReadPair | BadRow]:
         """Return the rendered prompt, and behind it the answers' own ids and the template's stop token."""
         encoded = super().encode([Pair(*pair[:3]) for pair in pairs])
         return [
-            texts if isinstance(texts, BadRow) else self._as_sampled(pair, texts)
-            for pair, texts in zip(pairs, encoded, strict=True)
+            read if isinstance(read, BadRow) else read._replace(texts=self._as_sampled(pair, read.texts))
+            for pair, read in zip(pairs, encoded, strict=True)
         ]
 
     def _as_sampled(self, pair: SampledPair, texts: EncodedTexts) -> EncodedTexts:
@@ -224,6 +244,17 @@ def require_eos(tokenizer: Any) -> int:
             "that writes a stop token after each turn"
         )
     return int(tokenizer.eos_token_id)
+
+
+class _EndedPair(NamedTuple):
+    """A pair up to the ends of its answers, and the turns that stood behind them."""
+
+    pair: Pair
+    num_dropped: int
+
+
+def _ended(prompt: Any, chosen: Ending, rejected: Ending) -> _EndedPair:
+    return _EndedPair(Pair(prompt, chosen.answer, rejected.answer), chosen.num_dropped + rejected.num_dropped)
 
 
 def _cut(encoded: EncodedTexts) -> CutPair:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from dynamic_dpo.data import hh_text, pairing
 from dynamic_dpo.data.quarantine import BadRow
+from dynamic_dpo.data.turns.endings import end_of_text
+from dynamic_dpo.utils.blank_text import is_blank
 from dynamic_dpo.utils.templates import parse_hh_to_messages
 
 
@@ -63,6 +65,7 @@ def _chosen(row: Mapping[str, Any]) -> Example:
     kind = pairing.detect_kind(row)
     if kind == "hh":
         prompt, response = hh_text.split_prompt_and_response(pairing.text_field(row, "chosen"))
+        response = end_of_text(prompt, response).answer
         if hh_text.has_blank_prompt(prompt):
             raise BadRow("empty_prompt", row)
         return _checked(prompt, response, row)
@@ -89,16 +92,16 @@ def _split_conversation(messages: list[pairing.Message], row: object) -> Example
     last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
     if last < 0:
         raise BadRow("answer_not_assistant", row)
-    if not any(message["content"].strip() for message in messages[:last]):
+    if all(is_blank(message["content"]) for message in messages[:last]):
         raise BadRow("empty_prompt", row)
-    if not messages[last]["content"].strip():
+    if is_blank(messages[last]["content"]):
         raise BadRow("empty_chosen", row)
     return Example(messages[:last], messages[last : last + 1])
 
 
 def _checked(prompt: str, completion: str, row: object) -> Example:
-    if not prompt.strip():
+    if is_blank(prompt):
         raise BadRow("empty_prompt", row)
-    if not completion.strip():
+    if is_blank(completion):
         raise BadRow("empty_chosen", row)
     return Example(prompt, completion)

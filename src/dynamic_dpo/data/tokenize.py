@@ -15,11 +15,10 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, Value
 
 from dynamic_dpo.data.arrow import PROBLEM_FEATURES, map_tables, move_bad_rows
-from dynamic_dpo.data.encode import EncodedTexts
 from dynamic_dpo.data.pairing import TOKEN_FIELDS
 from dynamic_dpo.data.preference import TOKENS
 from dynamic_dpo.data.quarantine import BadRow, Quarantine
-from dynamic_dpo.data.readers import IdReader, MessageReader, PairReader, SampledReader, TextReader
+from dynamic_dpo.data.readers import IdReader, MessageReader, PairReader, ReadPair, SampledReader, TextReader
 from dynamic_dpo.data.truncate import LengthLimits, truncate_pair
 
 _FEATURES: Final = Features(
@@ -28,6 +27,7 @@ _FEATURES: Final = Features(
         "row": Value("int64"),
         "shifted": Value("bool"),
         "truncated": Value("bool"),
+        "dropped_turns": Value("int32"),
         **PROBLEM_FEATURES,
     }
 )
@@ -42,12 +42,14 @@ class TokenizedPairs(NamedTuple):
         num_boundary_shifts: Pairs whose prompt ends a few tokens earlier than the prompt alone would, because
             tokens merge across its end or the template renders that end differently.
         num_truncated: Pairs that lost tokens to a length limit.
+        num_dropped_turns: Turns that others had behind the last one of the assistant, and that were left out.
     """
 
     dataset: Dataset
     quarantine: Quarantine
     num_boundary_shifts: int
     num_truncated: int
+    num_dropped_turns: int = 0
 
 
 def tokenize_pairs(
@@ -105,12 +107,9 @@ def tokenize_pairs(
         num_proc=num_proc,
     )
     kept = move_bad_rows(tokenized, quarantine)
-    num_shifts, num_truncated = (
-        pc.sum(tokenized.data.column(name)).as_py() or 0 for name in ("shifted", "truncated")
-    )
-    return TokenizedPairs(
-        kept.remove_columns(["shifted", "truncated"]), quarantine, num_shifts, num_truncated
-    )
+    counted = ["shifted", "truncated", "dropped_turns"]
+    counts = (pc.sum(tokenized.data.column(name)).as_py() or 0 for name in counted)
+    return TokenizedPairs(kept.remove_columns(counted), quarantine, *counts)
 
 
 class _Tokenizer:
@@ -124,9 +123,7 @@ class _Tokenizer:
         rows = table.column("row").to_pylist() if "row" in table.column_names else indices
         columns = (table.column(name).to_pylist() for name in self.reader.columns)
         pairs = [self.reader.kind(*parts) for parts in zip(*columns, strict=True)]
-        records = [
-            self._record(row, encoded) for row, encoded in zip(rows, self.reader.encode(pairs), strict=True)
-        ]
+        records = [self._record(row, read) for row, read in zip(rows, self.reader.encode(pairs), strict=True)]
         schema = _FEATURES.arrow_schema
         arrays = [
             _array(list(column), field.type)
@@ -134,15 +131,15 @@ class _Tokenizer:
         ]
         return pa.Table.from_arrays(arrays, schema=schema)
 
-    def _record(self, row: int, encoded: EncodedTexts | BadRow) -> tuple[Any, ...]:
+    def _record(self, row: int, read: ReadPair | BadRow) -> tuple[Any, ...]:
         try:
-            if isinstance(encoded, BadRow):
-                raise encoded
-            whole, num_lost = self.reader.finish(encoded)
+            if isinstance(read, BadRow):
+                raise read
+            whole, num_lost = self.reader.finish(read.texts)
             pair = truncate_pair(whole, self.limits, bos=self.reader.tokenizer.bos_token_id)
         except BadRow as bad:
-            return (None, None, None, row, False, False, bad.reason, bad.excerpt)
-        return (*pair, row, num_lost > 0, pair != whole, None, None)
+            return (None, None, None, row, False, False, 0, bad.reason, bad.excerpt)
+        return (*pair, row, num_lost > 0, pair != whole, read.num_dropped_turns, None, None)
 
 
 def _array(values: list[Any], kind: pa.DataType) -> pa.Array:

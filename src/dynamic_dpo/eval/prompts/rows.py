@@ -15,6 +15,7 @@ from dynamic_dpo.data import hh_text, pairing
 from dynamic_dpo.data.quarantine import BadRow
 from dynamic_dpo.data.tldr_dataset import POST_FIELDS, SUMMARY_FIELDS, field_at
 from dynamic_dpo.eval.records import Message, PromptRecord
+from dynamic_dpo.utils.blank_text import is_blank
 from dynamic_dpo.utils.templates import parse_hh_to_messages
 
 _TEXT_FIELDS: Final = tuple(name for name in (*POST_FIELDS, "question", "query") if name != "prompt")
@@ -172,9 +173,9 @@ def _reference(row: Mapping[str, Any], answer: str | None, fields: PromptFields)
 def _record(
     messages: list[Message], reference: str | None, row: Mapping[str, Any], fields: PromptFields
 ) -> PromptRecord:
-    if not any(message["content"].strip() for message in messages):
+    if all(is_blank(message["content"]) for message in messages):
         raise BadRow("empty_prompt", row or messages)
-    if messages[-1]["role"] == "assistant" or not messages[-1]["content"].strip():
+    if messages[-1]["role"] == "assistant" or is_blank(messages[-1]["content"]):
         raise BadRow("nothing_to_answer", messages[-1])
     meta = {path.rpartition(".")[2]: field_at(row, path) for path in fields.meta}
     # Under their own names too, by which the sets' own tools know them.
