@@ -18,7 +18,15 @@ from dynamic_dpo.engine.attention import PACKED_ATTENTION
 from dynamic_dpo.engine.head import LogitTransform
 from dynamic_dpo.engine.rotary import fixed_length
 from dynamic_dpo.engine.rounding import arithmetic_of, rounding_tolerance
-from dynamic_dpo.engine.rows import PairBatch, PromptBatch, Rows, packed_rows, plain_rows, shared_rows
+from dynamic_dpo.engine.rows import (
+    PairBatch,
+    PromptBatch,
+    Rows,
+    packed_rows,
+    plain_rows,
+    scored_lengths,
+    shared_rows,
+)
 from dynamic_dpo.engine.score import in_forward, score_rows_through_logits
 from dynamic_dpo.engine.trial import (
     NARROW,
@@ -215,8 +223,8 @@ def check_layouts_agree(
         ModelError: If they differ by more than rounding.
     """
 
-    def alone(prompt: Any, completion: Any) -> Tensor:
-        rows = plain_rows(PromptBatch([prompt], [[completion]]))
+    def alone(prompt: Any, completion: Any, mask: Any) -> Tensor:
+        rows = plain_rows(PromptBatch([prompt], [[completion]], [[mask]]))
         on_device = rows.to(lm.device)
         return in_forward(model, lambda lm: score_rows_through_logits(lm, on_device))
 
@@ -225,12 +233,14 @@ def check_layouts_agree(
         ours = score_shared(pairs)
         oracle = torch.cat(
             [
-                alone(prompt, completion)
-                for prompt, completions in zip(pairs.prompts, pairs.completions, strict=True)
-                for completion in completions
+                alone(prompt, completion, mask)
+                for prompt, completions, masks in zip(
+                    pairs.prompts, pairs.completions, pairs.masks or [(None, None)] * len(pairs), strict=True
+                )
+                for completion, mask in zip(completions, masks, strict=True)
             ]
         )
-    num_tokens = torch.tensor([len(ids) for completions in pairs.completions for ids in completions])
+    num_tokens = torch.tensor(scored_lengths(pairs)).flatten()
     if largest_excess(ours, oracle, num_tokens=num_tokens, dtype=lm.dtype) > 0:
         seen, expected = (values.view(-1, 2).tolist() for values in (ours, oracle))
         advice = (

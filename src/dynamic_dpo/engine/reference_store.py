@@ -1,8 +1,8 @@
 """The reference's log-probabilities: computed once per pair and reference, kept on disk, shared by runs.
 
-An entry is found by content: the pair's token ids, the fingerprint of the reference's weights, the arithmetic's
-dtype, the weight of a longer answer's tail where it is not 1, and the version of the scoring. Beta, learning
-rate, seed, method, adapters and output folders are no part of it. Shards are named by their own hash and
+An entry is found by content: the pair's token ids and which of them are scored, the fingerprint of the reference's
+weights, the arithmetic's dtype, the weight of a longer answer's tail where it is not 1, and the version of the scoring.
+Beta, learning rate, seed, method, adapters and output folders are no part of it. Shards are named by their own hash and
 written atomically, so that runs may share a folder and a damaged shard is computed again instead of used.
 """
 
@@ -53,14 +53,22 @@ def default_reference_dir() -> Path:
     return cache_folder("reference")
 
 
-def pair_key(prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int]) -> bytes:
-    """Return the SHA-256 of a pair's token ids after truncation, 32 bytes.
+def pair_key(
+    prompt: Sequence[int],
+    chosen: Sequence[int],
+    rejected: Sequence[int],
+    masks: tuple[Sequence[int] | None, Sequence[int] | None] = (None, None),
+) -> bytes:
+    """Return the SHA-256 of a pair's token ids after truncation, and of what is not scored of them, 32 bytes.
 
-    Lengths are hashed too: the same tokens cut elsewhere are another pair.
+    Lengths are hashed too: the same tokens cut elsewhere are another pair. A mask that leaves nothing out is none.
     """
     digest = hashlib.sha256(np.array([len(prompt), len(chosen), len(rejected)], np.int64).tobytes())
     for ids in (prompt, chosen, rejected):
         digest.update(np.asarray(ids, np.int32).tobytes())
+    for side, mask in enumerate(masks):
+        if mask is not None and not all(mask):
+            digest.update(bytes([side]) + np.asarray(mask, np.int8).tobytes())
     return digest.digest()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import accumulate
+from itertools import accumulate, compress
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -67,6 +67,11 @@ class PromptSpan(NamedTuple):
         return [slice(start, end) for start, end in parts if start < end]
 
 
+# Of each prompt's completions 1 for a token that is scored and 0 for one that is not, or ``None`` where all are;
+# ``None`` where that holds for all prompts.
+Masks = Sequence[Sequence[Sequence[int] | None]] | None
+
+
 class PromptsAndCompletions(Protocol):
     """Token ids of prompts, and of each prompt's completions; none of them empty."""
 
@@ -80,16 +85,23 @@ class PromptsAndCompletions(Protocol):
         """Of each prompt the ids of its completions, one or more."""
         ...
 
+    @property
+    def masks(self) -> Masks:
+        """Which tokens of the completions are scored."""
+        ...
+
 
 class PromptBatch(NamedTuple):
     """Prompts with any number of completions each, as `PromptsAndCompletions` has them."""
 
     prompts: Sequence[Sequence[int]]
     completions: Sequence[Sequence[Sequence[int]]]
+    masks: Masks = None
 
     def select(self, index: Sequence[int]) -> PromptBatch:
         """Return the prompts at ``index`` with their completions, in that order."""
-        return PromptBatch([self.prompts[i] for i in index], [self.completions[i] for i in index])
+        masks = None if self.masks is None else [self.masks[i] for i in index]
+        return PromptBatch([self.prompts[i] for i in index], [self.completions[i] for i in index], masks)
 
 
 @dataclass(frozen=True)
@@ -103,6 +115,9 @@ class PairBatch:
         rows: Index of each pair in its data set, to name it in messages.
         ref_chosen_logps: Stored reference log-probabilities, shape [B], or ``None``.
         ref_rejected_logps: The same of the rejected completions.
+        chosen_masks: Of each chosen completion 1 for a token that is scored and 0 for one that is only read, or
+            ``None`` where all are scored; ``None`` where that holds for all pairs.
+        rejected_masks: The same of the rejected completions.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -111,6 +126,8 @@ class PairBatch:
     rows: Sequence[int]
     ref_chosen_logps: Tensor | None = None
     ref_rejected_logps: Tensor | None = None
+    chosen_masks: Sequence[Sequence[int] | None] | None = None
+    rejected_masks: Sequence[Sequence[int] | None] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -120,12 +137,23 @@ class PairBatch:
         """Of each pair the chosen and the rejected completion."""
         return list(zip(self.chosen, self.rejected, strict=True))
 
+    @property
+    def masks(self) -> list[tuple[Sequence[int] | None, Sequence[int] | None]] | None:
+        """Of each pair which tokens of the chosen and of the rejected completion are scored."""
+        if self.chosen_masks is None and self.rejected_masks is None:
+            return None
+        nothing = [None] * len(self)
+        return list(zip(self.chosen_masks or nothing, self.rejected_masks or nothing, strict=True))
+
     def select(self, index: Sequence[int]) -> PairBatch:
         """Return the pairs at ``index``, in that order."""
         positions = list(index)
 
         def pick(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[torch.tensor(positions, dtype=torch.long)]
+
+        def pick_masks(masks: Sequence[Sequence[int] | None] | None) -> list[Sequence[int] | None] | None:
+            return None if masks is None else [masks[i] for i in positions]
 
         return PairBatch(
             [self.prompts[i] for i in positions],
@@ -134,7 +162,25 @@ class PairBatch:
             [self.rows[i] for i in positions],
             pick(self.ref_chosen_logps),
             pick(self.ref_rejected_logps),
+            pick_masks(self.chosen_masks),
+            pick_masks(self.rejected_masks),
         )
+
+
+def scored_lengths(batch: PromptsAndCompletions) -> list[list[int]]:
+    """Return the scored tokens of each prompt's completions.
+
+    Example:
+        >>> scored_lengths(PromptBatch([[5]], [[[1, 2, 3], [4, 5]]], [[[1, 0, 1], None]]))
+        [[2, 2]]
+    """
+    masks = batch.masks
+    if masks is None:
+        return [[len(ids) for ids in completions] for completions in batch.completions]
+    return [
+        [len(ids) if mask is None else sum(mask) for ids, mask in zip(completions, of_each, strict=True)]
+        for completions, of_each in zip(batch.completions, masks, strict=True)
+    ]
 
 
 def row_lengths(batch: PromptsAndCompletions, *, shared: bool) -> list[int]:
@@ -161,7 +207,7 @@ class Rows:
         input_ids: Shape [R, T]; padding holds id 0 and is never attended to.
         position_ids: Shape [R, T].
         segments: PROMPT, PADDING, or the completion that each position belongs to. Shape [R, T], int32.
-        predictors: Flat positions in [0, R·T) whose hidden state predicts a completion token. Shape [N].
+        predictors: Flat positions in [0, R·T) whose hidden state predicts a scored completion token. Shape [N].
         targets: The token each of them predicts. Shape [N].
         owners: The sequence each prediction counts to: completions are numbered through, so that pair ``i`` is
             sequence ``2 i`` (chosen) and ``2 i + 1`` (rejected). Shape [N].
@@ -219,7 +265,7 @@ def shared_rows(batch: PromptsAndCompletions) -> Rows:
         >>> rows.predictors.tolist(), rows.targets.tolist()
         ([1, 2, 1, 3, 4], [7, 8, 9, 10, 11])
     """
-    return _pad(_shared_layouts(batch), shared=True)
+    return _pad(_shared_layouts(batch), _num_completions(batch), shared=True)
 
 
 def packed_rows(batch: PromptsAndCompletions) -> Rows:
@@ -242,7 +288,7 @@ def packed_rows(batch: PromptsAndCompletions) -> Rows:
         one.predictors.extend(start + position for position in layout.predictors)
         for whole, part in zip(one.along_the_row(), layout.along_the_row(), strict=True):
             whole.extend(part)
-    return replace(_pad([one], shared=True), spans=tuple(spans))
+    return replace(_pad([one], _num_completions(batch), shared=True), spans=tuple(spans))
 
 
 def plain_rows(batch: PromptsAndCompletions) -> Rows:
@@ -257,7 +303,8 @@ def plain_rows(batch: PromptsAndCompletions) -> Rows:
     for prompt, completions in zip(batch.prompts, batch.completions, strict=True):
         prompts += [prompt] * len(completions)
         alone += [[completion] for completion in completions]
-    return _pad(_shared_layouts(PromptBatch(prompts, alone)), shared=False)
+    masks = None if batch.masks is None else [[mask] for of_prompt in batch.masks for mask in of_prompt]
+    return _pad(_shared_layouts(PromptBatch(prompts, alone, masks)), len(alone), shared=False)
 
 
 class _Layout(NamedTuple):
@@ -278,23 +325,32 @@ class _Layout(NamedTuple):
 def _shared_layouts(batch: PromptsAndCompletions) -> list[_Layout]:
     layouts = []
     owner = 0
-    for prompt, completions in zip(batch.prompts, batch.completions, strict=True):
+    masks = batch.masks or [[None] * len(completions) for completions in batch.completions]
+    for prompt, completions, of_prompt in zip(batch.prompts, batch.completions, masks, strict=True):
         p = len(prompt)
         one = _Layout([*prompt], [*range(p)], [PROMPT] * p, [], [], [])
-        for number, completion in enumerate(completions, start=1):
+        for number, (completion, mask) in enumerate(zip(completions, of_prompt, strict=True), start=1):
             start, own = len(one.input_ids), len(completion) - 1
             one.input_ids.extend(completion[:-1])
             one.position_ids.extend(range(p, p + own))
             one.segments.extend([number] * own)
-            one.predictors.extend([p - 1, *range(start, start + own)])
-            one.targets.extend(completion)
-            one.owners.extend([owner] * len(completion))
+            predictors, targets = [p - 1, *range(start, start + own)], completion
+            if mask is not None:
+                # What is not scored is read like a prompt: nothing of it is predicted.
+                predictors, targets = (list(compress(values, mask)) for values in (predictors, targets))
+            one.predictors.extend(predictors)
+            one.targets.extend(targets)
+            one.owners.extend([owner] * len(targets))
             owner += 1
         layouts.append(one)
     return layouts
 
 
-def _pad(layouts: Sequence[_Layout], *, shared: bool) -> Rows:
+def _num_completions(batch: PromptsAndCompletions) -> int:
+    return sum(len(completions) for completions in batch.completions)
+
+
+def _pad(layouts: Sequence[_Layout], num_sequences: int, *, shared: bool) -> Rows:
     width = max(len(layout.input_ids) for layout in layouts)
     shape = (len(layouts), width)
     input_ids, position_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
@@ -315,6 +371,6 @@ def _pad(layouts: Sequence[_Layout], *, shared: bool) -> Rows:
         joined([place + row * width for place in layout.predictors] for row, layout in enumerate(layouts)),
         joined(layout.targets for layout in layouts),
         joined(layout.owners for layout in layouts),
-        num_sequences=layouts[-1].owners[-1] + 1,
+        num_sequences=num_sequences,
         shared=shared,
     )

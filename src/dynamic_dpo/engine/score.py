@@ -50,7 +50,7 @@ class SequenceLogps(NamedTuple):
 
     Attributes:
         logps: Nats, float64, on the CPU. Shape [N].
-        lengths: Completion tokens. Shape [N], int64, on the CPU.
+        lengths: Scored completion tokens. Shape [N], int64, on the CPU.
     """
 
     logps: Tensor
@@ -182,7 +182,7 @@ def tail_weights(rows: Rows, weight: float, dtype: torch.dtype) -> Tensor:
 
 
 def completion_lengths(rows: Rows) -> Tensor:
-    """Return the completion tokens behind each sum. Shape [S], int64."""
+    """Return the scored completion tokens behind each sum. Shape [S], int64."""
     # Not torch.bincount, for whose size the device would have to be asked.
     return sum_by_sequence(torch.ones_like(rows.owners), rows)
 

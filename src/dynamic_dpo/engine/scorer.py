@@ -32,6 +32,7 @@ from dynamic_dpo.engine.rows import (
     packed_rows,
     plain_rows,
     row_lengths,
+    scored_lengths,
     shared_rows,
 )
 from dynamic_dpo.engine.score import (
@@ -324,6 +325,7 @@ class PairScorer:
         prompts: Sequence[Sequence[int]],
         completions: Sequence[Sequence[int]],
         *,
+        masks: Sequence[Sequence[int] | None] | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> SequenceLogps:
         """Score any number of sequences, each a prompt and a completion, in evaluation mode and without gradients.
@@ -335,6 +337,7 @@ class PairScorer:
             model: The model the scorer was built on, wrapped or not.
             prompts: Token ids of each sequence's prompt.
             completions: Token ids of each sequence's completion.
+            masks: Which tokens of each completion are scored, as in `PairBatch`.
             progress: Told the number of sequences after each micro-batch.
 
         Returns:
@@ -354,7 +357,9 @@ class PairScorer:
         else:
             groups = [[place] for place in range(len(completions))]
         logps = torch.zeros(len(completions), dtype=torch.float64)
-        lengths = torch.tensor([len(ids) for ids in completions], dtype=torch.long)
+        masks = masks or [None] * len(completions)
+        whole = PromptBatch(prompts, [[ids] for ids in completions], [[mask] for mask in masks])
+        lengths = torch.tensor(scored_lengths(whole), dtype=torch.long).flatten()
         device = next(model.parameters()).device
         with inference(model):
             for start in range(0, len(groups), _PROMPTS_AT_ONCE):
@@ -362,6 +367,7 @@ class PairScorer:
                 batch = PromptBatch(
                     [prompts[group[0]] for group in window],
                     [[completions[place] for place in group] for group in window],
+                    [[masks[place] for place in group] for group in window],
                 )
                 for part in self.plan(batch, with_gradients=False):
                     rows = self.rows(batch.select(part)).to(device)
