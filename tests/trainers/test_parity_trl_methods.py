@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
-from trl import DPOConfig, DPOTrainer
+from trl import DPOTrainer
 
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.rows import PairBatch
@@ -49,11 +48,8 @@ from dynamic_dpo.methods import (
 )
 from dynamic_dpo.methods.objective import Adjusted, ObjectiveConfig
 from dynamic_dpo.trainers import PreferenceTrainer
-from tiny import random_pairs, tiny_llama, word_tokenizer
-
-BETA = 0.3
-STEPS = 10
-BATCH = 4
+from helpers_trl import BETA, STEPS, arguments, policy, recording, text_of
+from tiny import random_pairs, word_tokenizer
 
 # The installed TRL still asks transformers for a property by its deprecated name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -155,57 +151,6 @@ LOSSES: dict[str, tuple[dict[str, Any], PreferenceMethod]] = {
     ),
     "wpo": ({"loss_type": "sigmoid", "use_weighting": True}, WPO(WPOConfig(beta=BETA))),
 }
-
-
-def arguments(folder: Path, **settings: Any) -> DPOConfig:
-    settings = {"per_device_train_batch_size": BATCH, "learning_rate": 2e-3, **settings}
-    return DPOConfig(
-        output_dir=str(folder),
-        use_cpu=True,
-        bf16=False,
-        beta=BETA,
-        activation_checkpointing=False,
-        max_steps=STEPS,
-        lr_scheduler_type="constant",
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        seed=7,
-        **settings,
-    )
-
-
-def policy() -> Any:
-    model = tiny_llama(seed=1)
-    # Larger logits, so that margins of some nats arise.
-    model.lm_head.weight.data *= 2
-    return model
-
-
-def words(ids: list[int]) -> str:
-    return " ".join(f"w{i - 4}" for i in ids)
-
-
-def text_of(rows: Dataset) -> Dataset:
-    return Dataset.from_dict(
-        {
-            "prompt": [words(ids) for ids in rows["prompt_ids"]],
-            # TRL adds the end-of-sequence token by itself.
-            "chosen": [" " + words(ids[:-1]) for ids in rows["chosen_ids"]],
-            "rejected": [" " + words(ids[:-1]) for ids in rows["rejected_ids"]],
-        }
-    )
-
-
-def recording(trainer: type, losses: list[float]) -> type:
-    class Recording(trainer):  # type: ignore[misc]
-        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-            loss: torch.Tensor = super().training_step(*args, **kwargs)
-            losses.append(float(loss))
-            return loss
-
-    return Recording
 
 
 @pytest.mark.parametrize("name", LOSSES)

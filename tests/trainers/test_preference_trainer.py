@@ -613,7 +613,8 @@ def test_a_trl_config_is_taken_as_args(tmp_path: Path) -> None:
     assert trainer.num_updates == 12
     assert trainer.truncation.max_length == 100
     assert isinstance(trainer.method, Risk)
-    assert trainer.method.label_smoothing == 0.1
+    assert isinstance(trainer.method.loss, DPO)
+    assert trainer.method.loss.config.label_smoothing == 0.1
     assert args.gradient_accumulation_steps == 3  # the user's object is as it was
 
 
@@ -621,9 +622,11 @@ def test_a_trl_config_is_taken_as_args(tmp_path: Path) -> None:
     ("field", "value", "message"),
     [
         ("loss_type", ["ipo"], "choose the loss by the method"),
-        ("ld_alpha", 0.5, "not supported"),
-        ("f_divergence_type", "forward_kl", "only reverse_kl"),
-        ("use_weighting", True, "choose a weighted method"),
+        ("loss_weights", [2.0], "give the method the losses"),
+        ("label_smoothing", 0.1, "give it to the method"),
+        ("ld_alpha", 0.5, "or to its objective"),
+        ("f_divergence_type", "forward_kl", "or to its objective"),
+        ("use_weighting", True, "or to its objective"),
         ("sync_ref_model", True, "the reference is fixed"),
         ("deepspeed", "config.json", "DeepSpeed is not supported"),
         ("auto_find_batch_size", True, "lower engine.tokens_per_microbatch"),

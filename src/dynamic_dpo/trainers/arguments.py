@@ -143,21 +143,42 @@ def _refuse_unsupported(args: Any) -> None:
             args.auto_find_batch_size,
             "a step's pairs are fixed; lower engine.tokens_per_microbatch to save memory",
         ),
-    }
-    # Fields of trl.DPOConfig; plain training arguments have none of them.
-    loss_type = getattr(args, "loss_type", ["sigmoid"])
-    loss_type = [loss_type] if isinstance(loss_type, str) else list(loss_type)
-    divergence = getattr(args, "f_divergence_type", "reverse_kl")
-    divergence = getattr(divergence, "value", divergence)
-    refusals |= {
-        "loss_type": (loss_type != ["sigmoid"], "choose the loss by the method instead"),
-        "ld_alpha": (getattr(args, "ld_alpha", None) is not None, "not supported"),
-        "f_divergence_type": (divergence != "reverse_kl", "only reverse_kl is supported"),
-        "use_weighting": (bool(getattr(args, "use_weighting", False)), "choose a weighted method instead"),
         "sync_ref_model": (
             bool(getattr(args, "sync_ref_model", False)),
             "the reference is fixed: its log-probabilities are computed once",
         ),
+    }
+    for name, (refused, why) in refusals.items():
+        if refused:
+            raise ConfigError(f"training argument {name}={getattr(args, name)!r}: {why}")
+
+
+def refuse_loss_arguments(args: Any) -> None:
+    """Refuse what a ``trl.DPOConfig`` says of the loss, for trainers whose method decides on it.
+
+    Raises:
+        ConfigError: If there is something to refuse; it says what to do instead.
+    """
+    # Plain training arguments have none of these fields.
+    loss_type = getattr(args, "loss_type", ["sigmoid"])
+    loss_type = [loss_type] if isinstance(loss_type, str) else list(loss_type)
+    divergence = getattr(args, "f_divergence_type", "reverse_kl")
+    divergence = getattr(divergence, "value", divergence)
+    refusals = {
+        "loss_type": (loss_type != ["sigmoid"], "choose the loss by the method instead"),
+        "loss_weights": (
+            getattr(args, "loss_weights", None) is not None,
+            "give the method the losses that are added to it, with their weights",
+        ),
+        **{
+            name: (refused, "give it to the method, or to its objective, instead")
+            for name, refused in (
+                ("label_smoothing", bool(getattr(args, "label_smoothing", 0.0))),
+                ("ld_alpha", getattr(args, "ld_alpha", None) is not None),
+                ("f_divergence_type", divergence != "reverse_kl"),
+                ("use_weighting", bool(getattr(args, "use_weighting", False))),
+            )
+        },
     }
     for name, (refused, why) in refusals.items():
         if refused:

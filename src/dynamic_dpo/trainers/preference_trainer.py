@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers.trainer_utils import EvalLoopOutput, set_seed
@@ -29,6 +29,7 @@ from dynamic_dpo.trainers.arguments import (
     Truncation,
     default_arguments,
     pairs_per_update,
+    refuse_loss_arguments,
     truncation_of,
     whole_step_arguments,
 )
@@ -83,6 +84,8 @@ class PreferenceTrainer(ResumableTrainer):
 
     train_dataset: Any
     eval_dataset: Any
+    # Whether the loss was made from what the training arguments say of it; otherwise the method decides.
+    reads_loss_arguments: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -109,6 +112,8 @@ class PreferenceTrainer(ResumableTrainer):
         started = time.time()
         flush_denormal = prepare_process()
         given = args if args is not None else default_arguments()
+        if not self.reads_loss_arguments:
+            refuse_loss_arguments(given)
         args, self.step_shape = whole_step_arguments(given)
         self.pairs_per_update = pairs_per_update(method.scope, given)
         self.truncation = truncation or truncation_of(given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar
@@ -9,6 +10,8 @@ from typing import Any, Literal, TypeVar
 from torch import nn
 
 from dynamic_dpo.errors import ConfigError
+from dynamic_dpo.methods.base import PreferenceMethod
+from dynamic_dpo.methods.objective.trl_names import loss_of
 from dynamic_dpo.methods.risk.config import MonitorMode, RiskConfig, RiskMode
 from dynamic_dpo.methods.risk.controller import Risk
 from dynamic_dpo.methods.settings import Scope
@@ -16,6 +19,8 @@ from dynamic_dpo.runs.margin_log import MarginLogConfig
 from dynamic_dpo.trainers.arguments import default_arguments, pairs_per_update
 from dynamic_dpo.trainers.preference_trainer import PreferenceTrainer
 from dynamic_dpo.utils.settings import documented
+
+logger = logging.getLogger("dynamic_dpo")
 
 PartT = TypeVar("PartT", RiskConfig, MarginLogConfig)
 
@@ -76,20 +81,48 @@ class RiskBetaDPOConfig:
         return kind(**{entry.name: getattr(self, entry.name) for entry in fields(kind)})
 
 
+def _from_beta_of(args: Any) -> RiskBetaDPOConfig:
+    """Return the default settings from the beta of a ``trl.DPOConfig``, bounds as far above it as the defaults'."""
+    beta = float(getattr(args, "beta", RiskConfig.beta_0))
+    highest = RiskConfig.beta_max
+    if beta > highest:
+        highest = beta * RiskConfig.beta_max / RiskConfig.beta_0
+    return RiskBetaDPOConfig(beta_0=beta, beta_max=highest)
+
+
+def _say_whose_beta(args: Any, dynamic_cfg: RiskBetaDPOConfig | None) -> None:
+    """Warn of a beta that was given and has no say."""
+    kind = type(args)
+    default = getattr(kind, "__dataclass_fields__", {}).get("beta")
+    if dynamic_cfg is None or default is None or args.beta in (default.default, dynamic_cfg.beta_0):
+        return
+    logger.warning(
+        "training argument beta=%g has no say: the controller starts from dynamic_cfg.beta_0=%g. Leave dynamic_cfg "
+        "out, or give it the beta",
+        args.beta,
+        dynamic_cfg.beta_0,
+    )
+
+
 class RiskBetaDPOTrainer(PreferenceTrainer):
-    """DPO whose beta is set by the risk controller.
+    """DPO, or another loss that a ``trl.DPOConfig`` names, whose beta is set by the risk controller.
+
+    Of a `trl.DPOConfig` the arguments ``loss_type``, ``loss_weights``, ``label_smoothing``, ``f_divergence_type``,
+    ``f_alpha_divergence_coef``, ``use_weighting``, ``ld_alpha`` and ``discopop_tau`` make the loss. The likelihood
+    alone (``sft``) has no beta to control and is trained without a controller.
 
     Args:
         model: The policy, as in `PreferenceTrainer`.
         ref_model: The reference; ``None`` is the policy as given.
-        args: `transformers.TrainingArguments` or `trl.DPOConfig` (its ``beta`` has no say: see ``dynamic_cfg``).
+        args: `transformers.TrainingArguments` or `trl.DPOConfig`; its ``beta`` is where the controller starts, unless
+            ``dynamic_cfg`` says otherwise.
         train_dataset: Pairs to train on.
         eval_dataset: Pairs to evaluate on.
         processing_class: The tokenizer.
         callbacks: Callbacks of the Hugging Face trainer.
         optimizers: Optimizer and scheduler.
         peft_config: A `peft` configuration.
-        dynamic_cfg: The controller's settings; the defaults are the faithful controller's.
+        dynamic_cfg: The controller's settings; the defaults are the faithful controller's, from the beta of ``args``.
         **kwargs: More of `PreferenceTrainer`: ``engine``, ``truncation``, ``max_nonfinite`` and the like.
 
     Raises:
@@ -97,6 +130,8 @@ class RiskBetaDPOTrainer(PreferenceTrainer):
         DataError: If a data set holds no usable pair.
         ModelError: If a model cannot be loaded or scored.
     """
+
+    reads_loss_arguments = True
 
     def __init__(
         self,
@@ -115,15 +150,24 @@ class RiskBetaDPOTrainer(PreferenceTrainer):
     ) -> None:
         if "method" in kwargs:
             raise ConfigError("RiskBetaDPOTrainer has its method; use PreferenceTrainer to choose another")
-        self.dynamic_cfg = dynamic_cfg or RiskBetaDPOConfig()
         args = args if args is not None else default_arguments()
+        self.dynamic_cfg = dynamic_cfg or _from_beta_of(args)
+        _say_whose_beta(args, dynamic_cfg)
         config = self.dynamic_cfg.risk()
-        method = Risk(
-            config,
-            pairs_per_update=pairs_per_update(config.scope, args),
-            label_smoothing=float(getattr(args, "label_smoothing", 0.0)),
-            device_batch=args.per_device_train_batch_size,
-        )
+        loss = loss_of(args, beta=config.beta_0)
+        method: PreferenceMethod = loss
+        if loss.reads_margins:
+            method = Risk(
+                config,
+                pairs_per_update=pairs_per_update(config.scope, args),
+                loss=loss,
+                device_batch=args.per_device_train_batch_size,
+            )
+        elif dynamic_cfg is not None:
+            raise ConfigError(
+                f"dynamic_cfg steers a beta, and loss_type={args.loss_type!r} has none: leave dynamic_cfg out, or "
+                "add a loss that reads margins"
+            )
         super().__init__(
             model,
             ref_model,
