@@ -114,6 +114,8 @@ def inspect_data(
         "subset": data.subset,
         "eval_dataset_name": data.eval_dataset_name,
         "generated_data": data.generated_data,
+        "columns": data.columns,
+        "ranking": data.ranking,
         "chat_template": data.chat_template,
         "val_ratio": data.val_ratio,
         "seed": data.seed,

@@ -87,6 +87,8 @@ def train_dpo(config: TrainingConfig) -> Any:
         subset=data.subset,
         eval_dataset_name=data.eval_dataset_name,
         generated_data=data.generated_data,
+        columns=data.columns,
+        ranking=data.ranking,
         chat_template=data.chat_template,
         val_ratio=data.val_ratio,
         seed=data.seed,

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from datasets import Dataset
 
 from dynamic_dpo.data.ledger import Ledger
 from dynamic_dpo.data.sft_dataset import sft_layout, to_sft_examples
+from dynamic_dpo.data.shapes.options import RankingRule, ShapeOptions
 from dynamic_dpo.data.sources import load_evaluation_rows, load_rows
 from dynamic_dpo.data.split import split_by_prompt
 
@@ -41,6 +43,8 @@ def prepare_sft(
     eval_dataset_name: str | None = None,
     val_ratio: float = 0.1,
     seed: int = 42,
+    columns: Mapping[str, str] | None = None,
+    ranking: RankingRule = "best_worst",
     quarantine_max_share: float = 0.05,
     report_dir: str | os.PathLike[str] | None = None,
     num_proc: int | None = None,
@@ -55,6 +59,8 @@ def prepare_sft(
         eval_dataset_name: A set to validate on instead of a part of the first.
         val_ratio: Share of the prompts for validation, where there is no ``eval_dataset_name``.
         seed: Seed of that split.
+        columns: Of preference rows, see `prepare_preferences`.
+        ranking: Of preference rows with several ranked answers, see `prepare_preferences`.
         quarantine_max_share: Largest share of unusable rows accepted, in [0, 1].
         report_dir: Folder for ``quarantine.jsonl`` and ``data_report.json``; None writes neither.
         num_proc: Worker processes; None works in this one.
@@ -67,18 +73,22 @@ def prepare_sft(
             ``quarantine_max_share`` is unusable.
         ConfigError: If a setting is out of range.
     """
-    layout = sft_layout(tokenizer)
+    layout, options = sft_layout(tokenizer), ShapeOptions(columns or {}, ranking)
     with Ledger(quarantine_max_share, report_dir) as ledger:
         rows = load_rows(dataset_name, subset=subset)
         quarantine = ledger.open_source(f"{dataset_name} [{subset}]", len(rows))
-        examples, _ = to_sft_examples(rows, layout=layout, num_proc=num_proc, quarantine=quarantine)
+        examples, _ = to_sft_examples(
+            rows, layout=layout, num_proc=num_proc, quarantine=quarantine, options=options
+        )
         if eval_dataset_name is None:
             train, validation = split_by_prompt(examples, val_ratio=val_ratio, seed=seed)
         else:
             rows = load_evaluation_rows(eval_dataset_name)
             quarantine = ledger.open_source(eval_dataset_name, len(rows))
             train = examples
-            validation, _ = to_sft_examples(rows, layout=layout, num_proc=num_proc, quarantine=quarantine)
+            validation, _ = to_sft_examples(
+                rows, layout=layout, num_proc=num_proc, quarantine=quarantine, options=options
+            )
     report = {
         "form": "text" if layout == "text" else "messages",
         "sources": ledger.sources(),

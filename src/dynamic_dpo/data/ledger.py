@@ -66,9 +66,19 @@ class Ledger:
                 quarantine.raise_if_above(self.max_share, num_rows, path=path)
 
     def sources(self) -> list[dict[str, Any]]:
-        """Return name, rows and quarantined rows by reason of each source."""
+        """Return name, rows, quarantined rows by reason, and what nothing reads, of each source."""
         return [
-            {"name": q.source, "rows": n, "quarantined": len(q), "reasons": q.counts()}
+            {
+                "name": q.source,
+                "rows": n,
+                "quarantined": len(q),
+                "reasons": q.counts(),
+                **{
+                    name: dict(sorted(counts.items()))
+                    for name, counts in (("shapes", q.shapes), ("unused", q.unused))
+                    if counts
+                },
+            }
             for q, n in self._sources
         ]
 

@@ -11,6 +11,9 @@ from typing import Any, Final, Literal, NamedTuple
 
 from dynamic_dpo.data import hh_text
 from dynamic_dpo.data.quarantine import BadRow
+from dynamic_dpo.data.shapes.options import ShapeOptions
+from dynamic_dpo.data.shapes.other_names import as_message
+from dynamic_dpo.data.shapes.table import rewritten
 from dynamic_dpo.data.turns.endings import end_of_text, human_turns
 from dynamic_dpo.utils.blank_text import is_blank
 from dynamic_dpo.utils.templates import parse_hh_to_messages
@@ -69,7 +72,46 @@ class RowKind(NamedTuple):
     read: Callable[[Mapping[str, Any], bool], Pair | SampledPair]
 
 
-def detect_kind(row: object) -> str | None:
+class ReadRow(NamedTuple):
+    """A row as it was read.
+
+    Attributes:
+        pair: The pair.
+        shapes: Names of the shapes that it had, see `dynamic_dpo.data.shapes.table`.
+        unused: Names of what it holds besides and nothing reads; of a message as ``messages.NAME``.
+    """
+
+    pair: Pair | SampledPair
+    shapes: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+# What each kind reads, besides what a shape has rewritten. The metadata of rollouts is their makers'.
+_READ: Final = {
+    "token_ids": frozenset(TOKEN_FIELDS),
+    "sampled": frozenset(
+        (
+            "prompt_messages",
+            "chosen",
+            "rejected",
+            "chosen_ids",
+            "rejected_ids",
+            "metadata",
+            "system",
+            "system_prompt",
+        )
+    ),
+    "rollouts": frozenset(("prompt_messages", "chosen", "rejected", "metadata", "system", "system_prompt")),
+    "messages": frozenset(("prompt", "chosen", "rejected", "system", "system_prompt")),
+    "hh": frozenset(("chosen", "rejected", "system", "system_prompt")),
+    "text": frozenset(("prompt", "chosen", "rejected", "system", "system_prompt")),
+}
+_ANYWHERE: Final = frozenset(("prompt", "chosen", "rejected", "system", "system_prompt"))
+_WITH_MESSAGES: Final = ("prompt", "prompt_messages", "chosen", "rejected")
+_NOTHING: Final[tuple[Any, ...]] = (None, "", [], {})
+
+
+def detect_kind(row: object, options: ShapeOptions = ShapeOptions()) -> str | None:  # noqa: B008
     """Return which of `ROW_KINDS` a row looks like, or None.
 
     Example:
@@ -77,6 +119,10 @@ def detect_kind(row: object) -> str | None:
         'text'
     """
     if not isinstance(row, Mapping):
+        return None
+    try:
+        row, _ = rewritten(row, options)
+    except BadRow:
         return None
     return next((name for name, kind in ROW_KINDS.items() if kind.recognises(row)), None)
 
@@ -99,14 +145,73 @@ def read_pair(row: object, kind: str, *, as_messages: bool = False) -> Pair | Sa
         >>> read_pair({"chosen": "The sky is blue.", "rejected": "The sky is black."}, "text")
         Pair(prompt='The sky is', chosen=' blue.', rejected=' black.')
     """
+    return read_row(row, kind, as_messages=as_messages).pair
+
+
+def read_row(
+    row: object,
+    kind: str,
+    *,
+    as_messages: bool = False,
+    options: ShapeOptions = ShapeOptions(),  # noqa: B008
+) -> ReadRow:
+    """Read a row as a pair, and say what it holds besides.
+
+    Args:
+        row: The row.
+        kind: One of `ROW_KINDS`.
+        as_messages: See `read_pair`.
+        options: What is said of its shape.
+
+    Raises:
+        BadRow: With one of the reasons in ``quarantine.REASONS``.
+    """
     if not isinstance(row, Mapping):
         raise BadRow("not_an_object", row)
     refuse_images(row)
+    row, shapes = rewritten(row, options)
     pair = ROW_KINDS[kind].read(row, as_messages)
     if as_messages and ROW_KINDS[kind].parts == "text":
         pair = _to_messages(Pair(*pair[:3]))
+    if kind != "token_ids":
+        pair = _with_system(pair, row)
     _check(pair, row)
-    return pair
+    return ReadRow(pair, shapes, _unused(row, kind))
+
+
+def _with_system(pair: Pair | SampledPair, row: Mapping[str, Any]) -> Pair | SampledPair:
+    """Put a row's system text before its prompt, as a turn of its own."""
+    given = [row[name] for name in ("system", "system_prompt") if row.get(name) not in _NOTHING]
+    if not given:
+        return pair
+    system = given[0]
+    if not isinstance(system, str):
+        raise BadRow("not_text", f"system is {type(system).__name__}: {system!r}")
+    if is_blank(system):
+        return pair
+    if not isinstance(pair.prompt, list):
+        raise BadRow("system_without_template", system)
+    turn = {"role": "system", "content": _clean(system)}
+    if pair.prompt[:1] == [turn]:
+        return pair
+    if pair.prompt and pair.prompt[0]["role"] == "system":
+        raise BadRow("two_systems", f"{system!r} and {pair.prompt[0]['content']!r}")
+    return pair._replace(prompt=[turn, *pair.prompt])
+
+
+def _unused(row: Mapping[str, Any], kind: str) -> tuple[str, ...]:
+    read = _READ.get(kind, _ANYWHERE)
+    names = [name for name, value in row.items() if name not in read and value not in _NOTHING]
+    fields = {
+        f"messages.{field}"
+        for name in _WITH_MESSAGES
+        if isinstance(row.get(name), list)
+        for item in row[name]
+        if isinstance(item, Mapping)
+        for field, value in item.items()
+        if field not in ("role", "content", "from", "value") and value not in _NOTHING
+    }
+    return (*names, *sorted(fields))
 
 
 def common_text_prompt(chosen: str, rejected: str) -> str:
@@ -292,6 +397,7 @@ def _clean(text: str) -> str:
 
 
 def _message(item: Any) -> Message:
+    item = as_message(item)
     role = item.get("role") if isinstance(item, Mapping) else None
     content = item.get("content") if isinstance(item, Mapping) else None
     parts = content if isinstance(content, list) else ()

@@ -13,11 +13,14 @@ from functools import partial
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
+import pyarrow.compute as pc
 from datasets import Dataset, List, Value
 
 from dynamic_dpo.data.arrow import as_dataset, iter_rows, read_rows
-from dynamic_dpo.data.pairing import ROW_KINDS, TOKEN_FIELDS, Pair, SampledPair, detect_kind, read_pair
+from dynamic_dpo.data.pairing import ROW_KINDS, TOKEN_FIELDS, Pair, SampledPair, detect_kind, read_row
 from dynamic_dpo.data.quarantine import BadRow, Quarantine
+from dynamic_dpo.data.shapes.options import ShapeOptions
+from dynamic_dpo.data.shapes.table import is_unpaired
 from dynamic_dpo.errors import DataError
 
 logger = logging.getLogger("dynamic_dpo")
@@ -25,6 +28,10 @@ logger = logging.getLogger("dynamic_dpo")
 TEXT: Final = Value("string")
 MESSAGES: Final = List({"role": Value("string"), "content": Value("string")})
 TOKENS: Final = List(Value("int32"))
+
+# Names, one a line.
+_NOTES: Final = ("shapes", "unused")
+_ROWS_AT_ONCE: Final = 10_000
 
 # Enough rows to see what a set is; a set that changes its kind behind them has those rows quarantined.
 _NUM_FIRST_ROWS: Final = 256
@@ -44,6 +51,7 @@ def to_preference_pairs(
     chat_template: bool = False,
     num_proc: int | None = None,
     quarantine: Quarantine | None = None,
+    options: ShapeOptions = ShapeOptions(),  # noqa: B008
 ) -> PreferencePairs:
     r"""Turn rows into preference pairs.
 
@@ -55,7 +63,8 @@ def to_preference_pairs(
         chat_template: Give HH transcripts and plain text as messages, to be rendered by the tokenizer's chat
             template. Rows that are messages already are not changed by it.
         num_proc: Worker processes; None works in this one.
-        quarantine: Where to put rows that give no pair; a new one by default.
+        quarantine: Where to put rows that give no pair; a new one by default. It also counts what nothing reads.
+        options: What is said of the rows' shape, where it is not found by itself.
 
     Returns:
         The pairs, with ``row`` the number of the row they came from, and the quarantine. Together they hold
@@ -75,7 +84,8 @@ def to_preference_pairs(
     """
     dataset = as_dataset(rows)
     quarantine = quarantine if quarantine is not None else Quarantine()
-    kind = detect_dataset_kind(dataset) if kind == "auto" else kind
+    options.check()
+    kind = detect_dataset_kind(dataset, options) if kind == "auto" else kind
     if kind not in ROW_KINDS:
         known = ", ".join(map(repr, ROW_KINDS))
         raise DataError(f"kind of rows {kind!r} is unknown: expected 'auto', {known}")
@@ -89,14 +99,40 @@ def to_preference_pairs(
     }
     pairs = read_rows(
         dataset,
-        partial(read_pair, kind=kind, as_messages=as_messages),
-        columns=columns["messages" if as_messages else parts],
+        partial(_read, kind=kind, as_messages=as_messages, options=options),
+        columns={**columns["messages" if as_messages else parts], **dict.fromkeys(_NOTES, TEXT)},
         quarantine=quarantine,
         desc="Reading preference pairs",
         needed="preference pair",
         num_proc=num_proc,
     )
-    return PreferencePairs(pairs, quarantine)
+    return PreferencePairs(_without_notes(pairs, quarantine), quarantine)
+
+
+def _read(row: object, *, kind: str, as_messages: bool, options: ShapeOptions) -> tuple[Any, ...]:
+    pair, shapes, unused = read_row(row, kind, as_messages=as_messages, options=options)
+    return (*pair, "\n".join(shapes), "\n".join(unused))
+
+
+def _without_notes(pairs: Dataset, quarantine: Quarantine) -> Dataset:
+    """Take what was noted of the rows out of their pairs, and count it; what nothing reads is said."""
+    shapes, unused = (_counted(pairs, name) for name in _NOTES)
+    if unused:
+        names = ", ".join(f"{name} ({count} rows)" for name, count in unused.most_common())
+        source = f"{quarantine.source}: " if quarantine.source else ""
+        logger.warning("%snothing reads %s", source, names)
+    quarantine.shapes.update(shapes)
+    quarantine.unused.update(unused)
+    return pairs.remove_columns(list(_NOTES))
+
+
+def _counted(pairs: Dataset, column: str) -> Counter[str]:
+    found = Counter[str]()
+    for table in pairs.select_columns([column]).with_format("arrow").iter(_ROWS_AT_ONCE):
+        for entry in pc.value_counts(table.column(0)).to_pylist():
+            for name in filter(None, entry["values"].split("\n")):
+                found[name] += entry["counts"]
+    return found
 
 
 def detect_rollout_kind(dataset: Dataset) -> str:
@@ -105,19 +141,25 @@ def detect_rollout_kind(dataset: Dataset) -> str:
     return "sampled" if 2 * kinds["sampled"] > kinds.total() else "rollouts"
 
 
-def detect_dataset_kind(dataset: Dataset) -> str:
+def detect_dataset_kind(dataset: Dataset, options: ShapeOptions = ShapeOptions()) -> str:  # noqa: B008
     """Return the kind of most of the first rows.
 
     Raises:
         DataError: If no row looks like a preference pair; says which fields there are.
     """
     first_rows = list(islice(iter_rows(dataset), _NUM_FIRST_ROWS))
-    kinds = Counter(kind for kind in map(detect_kind, first_rows) if kind)
+    kinds = Counter(kind for row in first_rows if (kind := detect_kind(row, options)))
     if kinds:
         return kinds.most_common(1)[0][0]
     if not first_rows:
         raise DataError("no rows were given: at least one preference pair is needed")
     first = first_rows[0]
+    if all(map(is_unpaired, first_rows)):
+        raise DataError(
+            "the rows are single answers with a label (completion, label), and DPO compares two answers to a prompt. "
+            "Where prompts have a good and a bad answer, write them as rows of prompt, chosen, rejected; where they "
+            "have not, sample pairs with dynamic-dpo rollout, or train with a method for single answers such as KTO"
+        )
     seen = (
         f"fields {sorted(first)}"
         if isinstance(first, dict)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from datasets import Dataset, Value
@@ -16,6 +17,7 @@ from dynamic_dpo.data.ledger import Ledger, length_statistics
 from dynamic_dpo.data.pairing import TOKEN_FIELDS
 from dynamic_dpo.data.preference import detect_dataset_kind, detect_rollout_kind, to_preference_pairs
 from dynamic_dpo.data.quarantine import Quarantine
+from dynamic_dpo.data.shapes.options import RankingRule, ShapeOptions
 from dynamic_dpo.data.sources import load_evaluation_rows, load_rows
 from dynamic_dpo.data.split import Split, prompt_keys, split_by_prompt
 from dynamic_dpo.data.tokenize import TokenizedPairs, tokenize_pairs
@@ -52,6 +54,8 @@ def prepare_preferences(
     max_prompt_length: int | None = None,
     max_completion_length: int | None = None,
     truncation_mode: str = "keep_start",
+    columns: Mapping[str, str] | None = None,
+    ranking: RankingRule = "best_worst",
     quarantine_max_share: float = 0.05,
     report_dir: str | os.PathLike[str] | None = None,
     num_proc: int | None = None,
@@ -72,6 +76,9 @@ def prepare_preferences(
         max_prompt_length: Longest prompt, or None.
         max_completion_length: Longest completion, or None.
         truncation_mode: ``keep_start`` or ``keep_end``.
+        columns: ``prompt``, ``chosen``, ``rejected`` or ``system`` to the column that holds it, where it has another
+            name; usual names are found by themselves.
+        ranking: Which two of several ranked answers become a pair, see `ShapeOptions`.
         quarantine_max_share: Largest share of unusable rows accepted, in [0, 1].
         report_dir: Folder for ``quarantine.jsonl`` and ``data_report.json``; None writes neither. Where several
             processes prepare the same set, give it to one of them.
@@ -92,10 +99,17 @@ def prepare_preferences(
         "truncation_mode": truncation_mode,
     }
 
+    options = ShapeOptions(columns or {}, ranking).check()
+
     def read_pairs(rows: Dataset, quarantine: Quarantine) -> tuple[Dataset, str]:
-        kind = detect_rollout_kind(rows) if generated_data else detect_dataset_kind(rows)
+        kind = detect_rollout_kind(rows) if generated_data else detect_dataset_kind(rows, options)
         pairs, _ = to_preference_pairs(
-            rows, kind=kind, chat_template=chat_template, num_proc=num_proc, quarantine=quarantine
+            rows,
+            kind=kind,
+            chat_template=chat_template,
+            num_proc=num_proc,
+            quarantine=quarantine,
+            options=options,
         )
         return pairs, kind
 

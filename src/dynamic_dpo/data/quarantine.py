@@ -36,6 +36,10 @@ REASONS: Final = {
     "template_not_prefix": "the rendered conversation does not begin with the rendered prompt",
     "prompt_fills_max_length": "the prompt leaves no room for an answer",
     "identical_after_truncation": "chosen and rejected became the same by truncation",
+    "tie": "the row says that its answers are equally good",
+    "no_verdict": "the row has several answers, and does not say which is the better one",
+    "system_without_template": "the row has a system text, and plain text has no place for it (chat_template)",
+    "two_systems": "the row has a system text, and its conversation begins with another one",
     "duplicate_id": "another row has the same id or the same content",
 }
 
@@ -84,6 +88,10 @@ class Quarantine:
     Args:
         source: The data set the row numbers refer to; named in reports.
 
+    Attributes:
+        unused: Columns and fields that rows of the set hold and nothing reads, each with the number of rows.
+        shapes: Shapes that rows of the set had before they were read, each with the number of rows.
+
     Example:
         >>> quarantine = Quarantine("pairs.jsonl")
         >>> quarantine.add(7, "empty_chosen", "")
@@ -95,6 +103,8 @@ class Quarantine:
 
     def __init__(self, source: str = "") -> None:
         self.source = source
+        self.unused: Counter[str] = Counter()
+        self.shapes: Counter[str] = Counter()
         self._entries: list[Quarantined] = []
 
     def __len__(self) -> int:

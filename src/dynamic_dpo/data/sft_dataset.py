@@ -17,6 +17,7 @@ from dynamic_dpo.data.arrow import as_dataset, read_rows
 from dynamic_dpo.data.preference import MESSAGES, TEXT
 from dynamic_dpo.data.quarantine import Quarantine
 from dynamic_dpo.data.sft_rows import read_example
+from dynamic_dpo.data.shapes.options import ShapeOptions
 
 logger = logging.getLogger("dynamic_dpo")
 
@@ -73,6 +74,7 @@ def to_sft_examples(
     layout: str,
     num_proc: int | None = None,
     quarantine: Quarantine | None = None,
+    options: ShapeOptions = ShapeOptions(),  # noqa: B008
 ) -> SFTExamples:
     """Turn rows into examples and keep those that give none.
 
@@ -82,6 +84,7 @@ def to_sft_examples(
             plain).
         num_proc: Worker processes; None works in this one.
         quarantine: Where to put rows that cannot be used; a new one by default.
+        options: What is said of the shape of preference rows.
 
     Returns:
         Examples and quarantine; together they hold every row.
@@ -93,7 +96,7 @@ def to_sft_examples(
     quarantine = quarantine if quarantine is not None else Quarantine()
     examples = read_rows(
         dataset,
-        partial(_read, layout=layout),
+        partial(_read, layout=layout, options=options.check()),
         columns=_COLUMNS[layout],
         quarantine=quarantine,
         desc="Reading conversations",
@@ -103,6 +106,6 @@ def to_sft_examples(
     return SFTExamples(examples, quarantine)
 
 
-def _read(row: Any, *, layout: str) -> tuple[Any, ...]:
-    prompt, completion = read_example(row, as_messages=layout != "text")
+def _read(row: Any, *, layout: str, options: ShapeOptions) -> tuple[Any, ...]:
+    prompt, completion = read_example(row, as_messages=layout != "text", options=options)
     return (prompt + completion,) if layout == "messages" else (prompt, completion)

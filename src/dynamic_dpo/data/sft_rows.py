@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from dynamic_dpo.data import hh_text, pairing
 from dynamic_dpo.data.quarantine import BadRow
+from dynamic_dpo.data.shapes.options import ShapeOptions
+from dynamic_dpo.data.shapes.table import rewritten
 from dynamic_dpo.data.turns.endings import end_of_text
 from dynamic_dpo.utils.blank_text import is_blank
 from dynamic_dpo.utils.templates import parse_hh_to_messages
@@ -23,12 +25,18 @@ class Example(NamedTuple):
     completion: Any
 
 
-def read_example(row: object, *, as_messages: bool) -> Example:
+def read_example(
+    row: object,
+    *,
+    as_messages: bool,
+    options: ShapeOptions = ShapeOptions(),  # noqa: B008
+) -> Example:
     r"""Read a row as an example.
 
     Args:
         row: The row.
         as_messages: Give both parts as messages; otherwise both as text.
+        options: What is said of the shape of preference rows.
 
     Returns:
         The example. Of a conversation, the completion is its last assistant message, and what follows that is
@@ -46,6 +54,8 @@ def read_example(row: object, *, as_messages: bool) -> Example:
     if not isinstance(row, Mapping):
         raise BadRow("not_an_object", row)
     pairing.refuse_images(row)
+    if row.get("messages") is None and row.get("completion") is None:
+        row, _ = rewritten(row, options)
     if row.get("messages") is not None:
         example = _split_conversation(pairing.read_messages(row["messages"]), row)
     elif row.get("completion") is not None:

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dynamic_dpo.config.base import PassthroughSection, Section, refuse, refuse_fault
 from dynamic_dpo.config.yaml_files import TRUTH_WORDS_OF_YAML_1_1
+from dynamic_dpo.data.shapes.options import NAMEABLE, RankingRule
 from dynamic_dpo.utils.names import folder_fault, repository_fault, text_fault
 
 Tracker = Literal["tensorboard", "wandb"]
@@ -30,6 +31,15 @@ class DatasetSection(Section):
     )
     generated_data: bool = Field(
         default=False, description="Whether the rows are judged rollouts (prompt_messages, chosen, rejected)."
+    )
+    columns: dict[str, str] = Field(
+        default={},
+        description="prompt, chosen, rejected or system to the column that holds it, where that has another name; "
+        "usual names are found by themselves.",
+    )
+    ranking: RankingRule = Field(
+        default="best_worst",
+        description="Of rows with several ranked answers: which two become the pair.",
     )
     chat_template: bool = Field(
         default=False,
@@ -94,6 +104,13 @@ class DatasetSection(Section):
         if max_length is not None and max_length != max_len:
             refuse(f"must equal dataset.max_length ({max_length}), which is the same limit; give only one")
         return max_len
+
+    @field_validator("columns")
+    @classmethod
+    def _names_what_there_is(cls, value: dict[str, str]) -> dict[str, str]:
+        if not {*value} <= {*NAMEABLE}:
+            refuse(f"must name some of {', '.join(NAMEABLE)}")
+        return value
 
     @field_validator("max_prompt_length")
     @classmethod
