@@ -72,6 +72,7 @@ def test_report_says_what_was_done(hh_file):
         "max_prompt_length": None,
         "max_completion_length": None,
         "truncation_mode": "keep_start",
+        "answer_tokens": "assistant",
     }
 
 

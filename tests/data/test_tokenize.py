@@ -76,6 +76,47 @@ def test_conversation_ids_equal_trl_up_to_the_blank_behind_the_stop_token():
     assert tokenizer.decode(ours["chosen_ids"]) == "It is blue.<|im_end|>"
 
 
+def says(text):
+    return {"role": "assistant", "content": text}
+
+
+USER = {"role": "user", "content": "It is great, a story"}
+SHAPES_OF_TRL = {
+    "one turn": CONVERSATION,
+    "several turns": CONVERSATION | {"chosen": [says("It is"), USER, says("Paris")]},
+    "a turn behind the answer": CONVERSATION
+    | {"chosen": [says("It is"), USER], "rejected": [says("No"), USER]},
+    "without prompt": {
+        "chosen": [USER, says("It is"), USER, says("blue")],
+        "rejected": [USER, says("It is"), USER, says("green"), USER],
+    },
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES_OF_TRL)
+@pytest.mark.parametrize("eos", ["<|im_end|>", "</s>"])
+def test_all_conversation_ids_equal_trl_where_all_tokens_count(shape, eos):
+    rows = [SHAPES_OF_TRL[shape]] * 2
+    pairs, quarantine = to_preference_pairs(rows)
+    tokenizer = make_tokenizer(eos=eos, chat_template=CHATML)
+    result = tokenize_pairs(pairs, tokenizer, answer_tokens="all", quarantine=quarantine)
+    assert ids_of(result.dataset) == by_trl(rows, make_tokenizer(eos=eos, chat_template=CHATML))
+    assert set(result.dataset.column_names) == {"prompt_ids", "chosen_ids", "rejected_ids", "row"}
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("bos", [False, True])
+def test_all_text_ids_equal_trl_where_all_tokens_count(style, bos):
+    hh = {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " a\n\nHuman: b", "rejected": " no<|im_end|>"}
+    rows = [*TEXT_ROWS, hh, hh | {"chosen": " a\n\nHuman: b\n\nAssistant: c"}]
+    ours = tokenized(rows, make_tokenizer(style, bos=bos), answer_tokens="all")
+    assert ids_of(ours.dataset) == by_trl(rows, make_tokenizer(style, bos=bos))
+    implicit = [{"chosen": "The sky is blue.", "rejected": "The sky is green."}]
+    pairs, _ = to_preference_pairs(implicit)
+    ours = tokenize_pairs(pairs, make_tokenizer(style, bos=bos), answer_tokens="all")
+    assert ids_of(ours.dataset) == by_trl(implicit, make_tokenizer(style, bos=bos))
+
+
 def test_dropped_rows_are_those_that_trl_drops():
     tokenizer = make_tokenizer()
     length = max(len(tokenizer(row["prompt"])["input_ids"]) for row in TEXT_ROWS)

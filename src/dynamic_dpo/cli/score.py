@@ -101,6 +101,7 @@ def _from_config(path: str) -> dict[str, Any]:
         "max_prompt_length": data.max_prompt_length,
         "max_completion_length": data.max_completion_length,
         "truncation_mode": data.truncation_mode,
+        "answer_tokens": data.answer_tokens,
         "quarantine_max_share": data.quarantine_max_share,
         "beta": _last_beta(Path(training.save_dir)) or config.beta_update.beta_0,
     }

@@ -96,6 +96,7 @@ def train_dpo(config: TrainingConfig) -> Any:
         max_prompt_length=data.max_prompt_length,
         max_completion_length=data.max_completion_length,
         truncation_mode=data.truncation_mode,
+        answer_tokens=data.answer_tokens,
         quarantine_max_share=data.quarantine_max_share,
         report_dir=section.save_dir if is_first_rank() else None,
         num_proc=config.engine.num_proc,

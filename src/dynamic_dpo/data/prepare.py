@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import pyarrow.compute as pc
 from datasets import Dataset, Value
 
 from dynamic_dpo.data.ledger import Ledger, length_statistics
@@ -20,17 +21,20 @@ from dynamic_dpo.data.quarantine import Quarantine
 from dynamic_dpo.data.shapes.options import RankingRule, ShapeOptions
 from dynamic_dpo.data.sources import load_evaluation_rows, load_rows
 from dynamic_dpo.data.split import Split, prompt_keys, split_by_prompt
-from dynamic_dpo.data.tokenize import TokenizedPairs, tokenize_pairs
+from dynamic_dpo.data.tokenize import MASK_FIELDS, TokenizedPairs, tokenize_pairs
 from dynamic_dpo.errors import DataError
 
 logger = logging.getLogger("dynamic_dpo")
+
+_BATCH_SIZE = 1000
 
 
 class PreparedPreferences(NamedTuple):
     """Token ids to train and validate on, and what was done to get them.
 
     Attributes:
-        train: Columns ``prompt_ids, chosen_ids, rejected_ids`` (lists of int32) and ``row``.
+        train: Columns ``prompt_ids, chosen_ids, rejected_ids`` (lists of int32) and ``row``; where others speak
+            within an answer also ``chosen_mask, rejected_mask`` (lists of int8, or null).
         validation: The same, or None.
         report: Counts and lengths, as written to ``data_report.json``.
     """
@@ -56,6 +60,7 @@ def prepare_preferences(
     truncation_mode: str = "keep_start",
     columns: Mapping[str, str] | None = None,
     ranking: RankingRule = "best_worst",
+    answer_tokens: str = "assistant",
     quarantine_max_share: float = 0.05,
     report_dir: str | os.PathLike[str] | None = None,
     num_proc: int | None = None,
@@ -79,6 +84,7 @@ def prepare_preferences(
         columns: ``prompt``, ``chosen``, ``rejected`` or ``system`` to the column that holds it, where it has another
             name; usual names are found by themselves.
         ranking: Which two of several ranked answers become a pair, see `ShapeOptions`.
+        answer_tokens: Which tokens of an answer are scored: those of the ``assistant``, or ``all`` behind the prompt.
         quarantine_max_share: Largest share of unusable rows accepted, in [0, 1].
         report_dir: Folder for ``quarantine.jsonl`` and ``data_report.json``; None writes neither. Where several
             processes prepare the same set, give it to one of them.
@@ -97,6 +103,7 @@ def prepare_preferences(
         "max_prompt_length": max_prompt_length,
         "max_completion_length": max_completion_length,
         "truncation_mode": truncation_mode,
+        "answer_tokens": answer_tokens,
     }
 
     options = ShapeOptions(columns or {}, ranking).check()
@@ -175,12 +182,28 @@ def _statistics(tokenized: TokenizedPairs) -> dict[str, Any]:
         "truncated": tokenized.num_truncated,
         "boundary_shifts": tokenized.num_boundary_shifts,
         "dropped_turns": tokenized.num_dropped_turns,
+        "masked": _masked(tokenized.dataset),
         "tokens": {
             name: length_statistics(tokenized.dataset, name)
             for name in TOKEN_FIELDS
             if len(tokenized.dataset)
         },
     }
+
+
+def _masked(dataset: Dataset) -> dict[str, int]:
+    """Return in how many pairs others speak within an answer, and how many tokens are not scored for it."""
+    names = [name for name in MASK_FIELDS if name in dataset.column_names]
+    if not names:
+        return {"pairs": 0, "tokens": 0}
+    pairs = tokens = 0
+    for table in dataset.select_columns(names).with_format("arrow").iter(_BATCH_SIZE):
+        is_masked = pc.or_(*(pc.is_valid(table.column(name)) for name in names))
+        pairs += pc.sum(is_masked).as_py()
+        for name in names:
+            mask = pc.list_flatten(table.column(name))
+            tokens += len(mask) - (pc.sum(mask).as_py() or 0)
+    return {"pairs": pairs, "tokens": tokens}
 
 
 def _describe(report: dict[str, Any]) -> str:
@@ -196,6 +219,11 @@ def _describe(report: dict[str, Any]) -> str:
             f"{part}: {figures['pairs']} pairs ({figures['truncated']} truncated, "
             f"{figures['boundary_shifts']} with a shifted boundary); tokens: {tokens}"
         )
+        if figures["masked"]["pairs"]:
+            lines.append(
+                f"{part}: in {figures['masked']['pairs']} pairs others speak within an answer; "
+                f"{figures['masked']['tokens']} tokens of theirs are not scored"
+            )
         if figures["dropped_turns"]:
             lines.append(
                 f"{part}: {figures['dropped_turns']} turns behind the last answer of the assistant were left out"

@@ -34,12 +34,14 @@ REASONS: Final = {
     "identical_answers": "chosen and rejected are the same",
     "template_error": "the chat template refused the conversation",
     "template_not_prefix": "the rendered conversation does not begin with the rendered prompt",
+    "turns_not_found": "the chat template does not show which turns of a longer answer are the assistant's",
     "prompt_fills_max_length": "the prompt leaves no room for an answer",
     "identical_after_truncation": "chosen and rejected became the same by truncation",
     "tie": "the row says that its answers are equally good",
     "no_verdict": "the row has several answers, and does not say which is the better one",
     "system_without_template": "the row has a system text, and plain text has no place for it (chat_template)",
     "two_systems": "the row has a system text, and its conversation begins with another one",
+    "nothing_scored": "truncation left an answer no token that the assistant writes",
     "duplicate_id": "another row has the same id or the same content",
 }
 

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Final, NamedTuple
 
 from dynamic_dpo.data.encode import EncodedTexts, PairEncoder
-from dynamic_dpo.data.pairing import TOKEN_FIELDS, Pair, SampledPair
+from dynamic_dpo.data.pairing import TOKEN_FIELDS, Message, Pair, SampledPair
 from dynamic_dpo.data.quarantine import BadRow
-from dynamic_dpo.data.render import RenderedPair, render_pairs, require_chat_template
+from dynamic_dpo.data.render import RenderedPair, as_conversation, render_pairs, require_chat_template
 from dynamic_dpo.data.truncate import TokenPair
-from dynamic_dpo.data.turns.endings import Ending, end_of_messages, end_of_text
+from dynamic_dpo.data.turns.endings import Ending, Span, end_of_messages, end_of_text, human_turns
+from dynamic_dpo.data.turns.mask import check_answer_tokens, gaps, token_spans, with_turn_ends
 from dynamic_dpo.errors import DataError
 from dynamic_dpo.utils.templates import stop_token_ids
 
@@ -28,9 +29,16 @@ _MAX_TEMPLATE_SHIFT: Final = 8
 
 
 class ReadPair(NamedTuple):
-    """The ids of a pair, and the turns left out that stood behind its answers."""
+    """The ids of a pair, and whose they are.
+
+    Attributes:
+        texts: Ids of the prompt alone and of the two whole sequences.
+        foreign: Where in the chosen and in the rejected sequence others speak, within the answer.
+        num_dropped_turns: Turns left out that stood behind the answers.
+    """
 
     texts: EncodedTexts
+    foreign: tuple[Sequence[Span], Sequence[Span]] = ((), ())
     num_dropped_turns: int = 0
 
 
@@ -47,14 +55,22 @@ class PairReader(ABC):
     Attributes:
         columns: Where the parts of a pair stand in a table.
         kind: What a pair is.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        answer_tokens: Whether what others say inside and behind an answer counts (``all``, whose ids are those of
+            TRL) or not (``assistant``).
     """
 
     columns: ClassVar[tuple[str, ...]] = Pair._fields
     kind: ClassVar[type[Pair] | type[SampledPair]] = Pair
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, answer_tokens: str = "assistant") -> None:
+        check_answer_tokens(answer_tokens)
         self.tokenizer = tokenizer
+        self.all_count = answer_tokens == "all"
         self.stops = frozenset(stop_token_ids(tokenizer))
+        self._blank_tokens: dict[int, bool] = {}
 
     @abstractmethod
     def encode(self, pairs: Sequence[Any]) -> list[ReadPair | BadRow]:
@@ -67,6 +83,11 @@ class PairReader(ABC):
         Raises:
             BadRow: If there is no prompt or no answer in them.
         """
+
+    def _is_blank(self, token: int) -> bool:
+        if token not in self._blank_tokens:
+            self._blank_tokens[token] = not self.tokenizer.decode([token]).strip()
+        return self._blank_tokens[token]
 
 
 class IdReader(PairReader):
@@ -93,25 +114,45 @@ class TextReader(PairReader):
         DataError: If the tokenizer has no eos token.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        super().__init__(tokenizer)
+    def __init__(self, tokenizer: Any, answer_tokens: str = "assistant") -> None:
+        super().__init__(tokenizer, answer_tokens)
         self.eos = require_eos(tokenizer)
         self.encoder = PairEncoder(tokenizer, add_special_tokens=True)
 
     def encode(self, pairs: Sequence[Pair]) -> list[ReadPair | BadRow]:
         """Tokenise prompt, prompt + chosen and prompt + rejected."""
-        ended = [
-            _ended(prompt, end_of_text(prompt, chosen), end_of_text(prompt, rejected))
-            for prompt, chosen, rejected in pairs
-        ]
+        ended = [self._ended(*pair) for pair in pairs]
         texts = [(prompt, prompt + chosen, prompt + rejected) for (prompt, chosen, rejected), _ in ended]
-        encoded = self.encoder(texts)
-        return [ReadPair(ids, each.num_dropped) for ids, each in zip(encoded, ended, strict=True)]
+        return [self._read(each, ids) for each, ids in zip(ended, self.encoder(texts), strict=True)]
+
+    def _ended(self, prompt: str, chosen: str, rejected: str) -> _EndedPair:
+        if self.all_count:
+            eos = self.tokenizer.eos_token
+            closed = (text if text.endswith(eos) else text + eos for text in (chosen, rejected))
+            return _EndedPair(Pair(prompt, *closed), 0)
+        return _ended(prompt, end_of_text(prompt, chosen), end_of_text(prompt, rejected))
+
+    def _read(self, ended: _EndedPair, ids: EncodedTexts) -> ReadPair:
+        (prompt, *answers), num_dropped = ended
+        chosen, rejected = (
+            self._foreign(prompt, answer, whole) for answer, whole in zip(answers, ids[1:], strict=True)
+        )
+        bos = self.tokenizer.bos_token_id
+        return ReadPair(
+            EncodedTexts(*(_without_double(bos, part) for part in ids)), (chosen, rejected), num_dropped
+        )
+
+    def _foreign(self, prompt: str, answer: str, ids: list[int]) -> Sequence[Span]:
+        """Return where the human speaks within an answer, in tokens of the whole sequence with one BOS."""
+        turns = [] if self.all_count else human_turns(prompt, answer)
+        if not turns:
+            return ()
+        in_text = _moved(turns, len(prompt))
+        spans = token_spans(self.tokenizer, prompt + answer, ids, in_text, add_special_tokens=True)
+        return _moved(spans, len(_without_double(self.tokenizer.bos_token_id, ids)) - len(ids))
 
     def finish(self, encoded: EncodedTexts) -> CutPair:
         """Cut, and add eos where an answer does not end in a stop token."""
-        bos = self.tokenizer.bos_token_id
-        encoded = EncodedTexts(*(_without_double(bos, ids) for ids in encoded))
         if encoded.prompt[-1:] == [self.eos] and encoded.chosen[: len(encoded.prompt)] != encoded.prompt:
             # A tokenizer that closes every text by itself has closed the prompt too.
             encoded = encoded._replace(prompt=encoded.prompt[:-1])
@@ -122,7 +163,8 @@ class TextReader(PairReader):
 
     def _close(self, completion: list[int]) -> list[int]:
         # Text that a template rendered earlier ends in the template's stop token, which may not be eos.
-        return completion if completion and completion[-1] in self.stops else [*completion, self.eos]
+        is_closed = self.all_count or (completion and completion[-1] in self.stops)
+        return completion if is_closed else [*completion, self.eos]
 
 
 class MessageReader(PairReader):
@@ -132,24 +174,46 @@ class MessageReader(PairReader):
         DataError: If the tokenizer has no chat template.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        super().__init__(tokenizer)
+    def __init__(self, tokenizer: Any, answer_tokens: str = "assistant") -> None:
+        super().__init__(tokenizer, answer_tokens)
         require_chat_template(tokenizer)
         self.encoder = PairEncoder(tokenizer, add_special_tokens=False)
-        self._blank_tokens: dict[int, bool] = {}
 
     def encode(self, pairs: Sequence[Any]) -> list[ReadPair | BadRow]:
         """Render and tokenise; the template's text holds its special tokens, none are added."""
-        ended = [
-            _ended(pair.prompt, end_of_messages(pair.chosen), end_of_messages(pair.rejected))
-            for pair in pairs
-        ]
+        ended = [self._ended(pair) for pair in pairs]
         rendered = render_pairs(self.tokenizer, [each.pair for each in ended])
         encoded = iter(self.encoder([texts for texts in rendered if isinstance(texts, RenderedPair)]))
         return [
-            texts if isinstance(texts, BadRow) else ReadPair(next(encoded), each.num_dropped)
+            texts if isinstance(texts, BadRow) else self._read(each, texts, next(encoded))
             for texts, each in zip(rendered, ended, strict=True)
         ]
+
+    def _ended(self, pair: Any) -> _EndedPair:
+        if self.all_count:
+            return _EndedPair(Pair(*pair[:3]), 0)
+        return _ended(pair.prompt, end_of_messages(pair.chosen), end_of_messages(pair.rejected))
+
+    def _read(self, ended: _EndedPair, texts: RenderedPair, ids: EncodedTexts) -> ReadPair | BadRow:
+        (prompt, *answers), num_dropped = ended
+        try:
+            chosen, rejected = (
+                self._foreign(prompt, answer, text, whole)
+                for answer, text, whole in zip(answers, texts[1:], ids[1:], strict=True)
+            )
+        except BadRow as bad:
+            return bad
+        return ReadPair(ids, (chosen, rejected), num_dropped)
+
+    def _foreign(
+        self, prompt: list[Message], answer: list[Message], text: str, ids: list[int]
+    ) -> Sequence[Span]:
+        """Return what the assistant does not write within an answer, in tokens of the whole sequence."""
+        if len(answer) == 1 or self.all_count:
+            return ()
+        written = as_conversation(self.tokenizer, prompt + answer, text).written(len(prompt))
+        spans = token_spans(self.tokenizer, text, ids, gaps(written), add_special_tokens=False)
+        return with_turn_ends(ids, spans, stops=self.stops, is_blank=self._is_blank)
 
     def finish(self, encoded: EncodedTexts) -> CutPair:
         """Cut, drop blanks behind the last stop token, and add eos where there is no stop token."""
@@ -164,6 +228,9 @@ class MessageReader(PairReader):
         return CutPair(TokenPair(pair.prompt, self._close(pair.chosen), self._close(pair.rejected)), num_lost)
 
     def _close(self, completion: list[int]) -> list[int]:
+        return completion if self.all_count else self._closed(completion)
+
+    def _closed(self, completion: list[int]) -> list[int]:
         # Generation stops at the stop token: what a template writes behind it is never produced.
         end = len(completion)
         while end and completion[end - 1] not in self.stops and self._is_blank(completion[end - 1]):
@@ -171,11 +238,6 @@ class MessageReader(PairReader):
         if end and completion[end - 1] in self.stops:
             return completion[:end]
         return [*completion, require_eos(self.tokenizer)]
-
-    def _is_blank(self, token: int) -> bool:
-        if token not in self._blank_tokens:
-            self._blank_tokens[token] = not self.tokenizer.decode([token]).strip()
-        return self._blank_tokens[token]
 
     def _show(self, ids: list[int]) -> str:
         return repr(self.tokenizer.decode(ids[:20]))
@@ -191,8 +253,8 @@ class SampledReader(MessageReader):
     columns = SampledPair._fields
     kind = SampledPair
 
-    def __init__(self, tokenizer: Any) -> None:
-        super().__init__(tokenizer)
+    def __init__(self, tokenizer: Any, answer_tokens: str = "assistant") -> None:
+        super().__init__(tokenizer, answer_tokens)
         self._has_warned = False
 
     def encode(self, pairs: Sequence[SampledPair]) -> list[ReadPair | BadRow]:
@@ -205,8 +267,8 @@ class SampledReader(MessageReader):
 
     def _as_sampled(self, pair: SampledPair, texts: EncodedTexts) -> EncodedTexts:
         chosen, rejected = (
-            self._own(pair.chosen_ids, pair.chosen),
-            self._own(pair.rejected_ids, pair.rejected),
+            self._own(pair.chosen_ids, end_of_messages(pair.chosen).answer),
+            self._own(pair.rejected_ids, end_of_messages(pair.rejected).answer),
         )
         if chosen is None or rejected is None:
             if not self._has_warned:
@@ -217,7 +279,7 @@ class SampledReader(MessageReader):
                 )
                 self._has_warned = True
             return texts
-        stop = self._close(texts.chosen)[-1]
+        stop = self._closed(texts.chosen)[-1]
         return EncodedTexts(texts.prompt, [*texts.prompt, *chosen, stop], [*texts.prompt, *rejected, stop])
 
     def _own(self, ids: list[int] | None, answer: list[dict[str, str]]) -> list[int] | None:
@@ -251,6 +313,10 @@ class _EndedPair(NamedTuple):
 
     pair: Pair
     num_dropped: int
+
+
+def _moved(spans: Sequence[Span], by: int) -> list[Span]:
+    return [Span(start + by, end + by) for start, end in spans]
 
 
 def _ended(prompt: Any, chosen: Ending, rejected: Ending) -> _EndedPair:

@@ -6,6 +6,7 @@ only to find where the answer begins.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ from jinja2 import TemplateError
 
 from dynamic_dpo.data.pairing import Message, Pair
 from dynamic_dpo.data.quarantine import BadRow
+from dynamic_dpo.data.turns.endings import Span
+from dynamic_dpo.data.turns.written import Conversation
 from dynamic_dpo.errors import DataError
 
 # What a template can raise on a conversation it does not expect, beside its own refusals.
@@ -25,6 +28,9 @@ _TEMPLATE_FAULTS = (
     ArithmeticError,
     RecursionError,
 )
+
+
+_MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class RenderedPair(NamedTuple):
@@ -67,6 +73,45 @@ def render_pairs(tokenizer: Any, pairs: Sequence[Pair]) -> list[RenderedPair | B
             return [BadRow("template_error", f"{error} ({pairs[0].prompt!r})")]
         middle = len(pairs) // 2
         return render_pairs(tokenizer, pairs[:middle]) + render_pairs(tokenizer, pairs[middle:])
+
+
+def render_conversation(tokenizer: Any, messages: list[Message], open_turn: bool) -> str | None:
+    """Render one conversation, or the beginning of one; None where the template refuses it."""
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn))
+    except _TEMPLATE_FAULTS:
+        return None
+
+
+def as_conversation(tokenizer: Any, messages: list[Message], text: str) -> Conversation:
+    """Return a rendered conversation in which the assistant's turns can be found.
+
+    Args:
+        tokenizer: The tokenizer whose template rendered it.
+        messages: The conversation.
+        text: What became of it.
+    """
+
+    def render(part: list[Message], open_turn: bool) -> str | None:
+        return render_conversation(tokenizer, part, open_turn)
+
+    return Conversation(messages, text, render, _marked(tokenizer, messages, text))
+
+
+def _marked(tokenizer: Any, messages: list[Message], text: str) -> list[Span]:
+    """Return what ``{% generation %}`` marks of the template enclose in ``text``; nothing where there are none."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    template = tokenizer.chat_template
+    if not isinstance(template, str) or not _MARKS.search(template):
+        return []
+    (rendered,), (spans,) = render_jinja_template(
+        conversations=[messages],
+        chat_template=template,
+        return_assistant_tokens_mask=True,
+        **tokenizer.special_tokens_map,
+    )
+    return [Span(*span) for span in spans] if rendered == text else []
 
 
 def _render(tokenizer: Any, pairs: Sequence[Pair]) -> list[RenderedPair]:

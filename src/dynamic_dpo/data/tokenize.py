@@ -6,24 +6,31 @@ token by token.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, List, Value
 
 from dynamic_dpo.data.arrow import PROBLEM_FEATURES, map_tables, move_bad_rows
 from dynamic_dpo.data.pairing import TOKEN_FIELDS
 from dynamic_dpo.data.preference import TOKENS
 from dynamic_dpo.data.quarantine import BadRow, Quarantine
 from dynamic_dpo.data.readers import IdReader, MessageReader, PairReader, ReadPair, SampledReader, TextReader
-from dynamic_dpo.data.truncate import LengthLimits, truncate_pair
+from dynamic_dpo.data.truncate import LengthLimits, TokenPair, truncate_pair
+from dynamic_dpo.data.turns.endings import Span
+from dynamic_dpo.data.turns.mask import answer_mask, last_scored
+
+MASK_FIELDS: Final = ("chosen_mask", "rejected_mask")
+"""Of an answer that others speak in, 1 for each token that is scored and 0 for others; null where all are."""
 
 _FEATURES: Final = Features(
     {
         **dict.fromkeys(TOKEN_FIELDS, TOKENS),
+        **dict.fromkeys(MASK_FIELDS, List(Value("int8"))),
         "row": Value("int64"),
         "shifted": Value("bool"),
         "truncated": Value("bool"),
@@ -37,7 +44,8 @@ class TokenizedPairs(NamedTuple):
     """Tokenised pairs and what happened on the way.
 
     Attributes:
-        dataset: Columns ``prompt_ids, chosen_ids, rejected_ids`` (lists of int32) and ``row``.
+        dataset: Columns ``prompt_ids, chosen_ids, rejected_ids`` (lists of int32) and ``row``; where others speak
+            within an answer also ``chosen_mask, rejected_mask`` (lists of int8, or null).
         quarantine: The rows that gave no pair of ids.
         num_boundary_shifts: Pairs whose prompt ends a few tokens earlier than the prompt alone would, because
             tokens merge across its end or the template renders that end differently.
@@ -60,6 +68,7 @@ def tokenize_pairs(
     max_prompt_length: int | None = None,
     max_completion_length: int | None = None,
     truncation_mode: str = "keep_start",
+    answer_tokens: str = "assistant",
     num_proc: int | None = None,
     quarantine: Quarantine | None = None,
 ) -> TokenizedPairs:
@@ -78,6 +87,8 @@ def tokenize_pairs(
         max_prompt_length: Longest prompt; its end is kept (and a leading BOS).
         max_completion_length: Longest completion; its start is kept.
         truncation_mode: ``keep_start`` or ``keep_end``, see ``LengthLimits``.
+        answer_tokens: Which tokens of an answer are scored: those that the ``assistant`` writes, the end of each of
+            its turns included, or ``all`` behind the prompt, whose ids are those of TRL.
         num_proc: Worker processes; None works in this one, with the tokenizer's own threads.
         quarantine: Where to put rows that cannot be used; a new one by default.
 
@@ -87,18 +98,18 @@ def tokenize_pairs(
     Raises:
         DataError: If messages meet a tokenizer without chat template, or nothing ends an answer: the tokenizer
             has no eos token and the template writes no stop token.
-        ConfigError: If a limit is out of range.
+        ConfigError: If a limit is out of range, or ``answer_tokens`` unknown.
     """
     quarantine = quarantine if quarantine is not None else Quarantine()
     limits = LengthLimits(max_length, max_prompt_length, max_completion_length, truncation_mode)
     if set(TOKEN_FIELDS) <= set(dataset.column_names):
-        reader: PairReader = IdReader(tokenizer)
+        reader: PairReader = IdReader(tokenizer, answer_tokens)
     elif isinstance(dataset.features["prompt"], Value):
-        reader = TextReader(tokenizer)
+        reader = TextReader(tokenizer, answer_tokens)
     elif "chosen_ids" in dataset.column_names:
-        reader = SampledReader(tokenizer)
+        reader = SampledReader(tokenizer, answer_tokens)
     else:
-        reader = MessageReader(tokenizer)
+        reader = MessageReader(tokenizer, answer_tokens)
     tokenized = map_tables(
         dataset,
         _Tokenizer(reader, limits),
@@ -109,6 +120,8 @@ def tokenize_pairs(
     kept = move_bad_rows(tokenized, quarantine)
     counted = ["shifted", "truncated", "dropped_turns"]
     counts = (pc.sum(tokenized.data.column(name)).as_py() or 0 for name in counted)
+    if all(kept.data.column(name).null_count == len(kept.data) for name in MASK_FIELDS):
+        kept = kept.remove_columns(list(MASK_FIELDS))
     return TokenizedPairs(kept.remove_columns(counted), quarantine, *counts)
 
 
@@ -137,9 +150,38 @@ class _Tokenizer:
                 raise read
             whole, num_lost = self.reader.finish(read.texts)
             pair = truncate_pair(whole, self.limits, bos=self.reader.tokenizer.bos_token_id)
+            masks: tuple[list[int] | None, list[int] | None] = (None, None)
+            if any(read.foreign):
+                pair, masks = _masked(pair, read.foreign, num_prompt=len(whole.prompt))
         except BadRow as bad:
-            return (None, None, None, row, False, False, 0, bad.reason, bad.excerpt)
-        return (*pair, row, num_lost > 0, pair != whole, read.num_dropped_turns, None, None)
+            return (*[None] * 5, row, False, False, 0, bad.reason, bad.excerpt)
+        return (*pair, *masks, row, num_lost > 0, pair != whole, read.num_dropped_turns, None, None)
+
+
+def _masked(
+    pair: TokenPair, foreign: Sequence[Sequence[Span]], *, num_prompt: int
+) -> tuple[TokenPair, tuple[list[int] | None, list[int] | None]]:
+    """Return the pair with its masks, each answer cut behind its last token that is scored.
+
+    Args:
+        pair: The pair after truncation.
+        foreign: Where others speak, in tokens of the sequences before it.
+        num_prompt: Tokens of the prompt before it.
+
+    Raises:
+        BadRow: If truncation has left an answer no such token, or both the same tokens.
+    """
+    answers, masks = [], []
+    for answer, spans in zip(pair[1:], foreign, strict=True):
+        mask = answer_mask(spans, num_prompt=num_prompt, num_answer=len(answer))
+        end = len(answer) if mask is None else last_scored(mask)
+        if not end:
+            raise BadRow("nothing_scored", f"{len(answer)} answer tokens, all of them others'")
+        answers.append(answer[:end])
+        masks.append(mask[:end] if mask is not None and 0 in mask[:end] else None)
+    if answers[0] == answers[1]:
+        raise BadRow("identical_after_truncation", f"the same first {len(answers[0])} answer tokens")
+    return TokenPair(pair.prompt, *answers), (masks[0], masks[1])
 
 
 def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
@@ -148,6 +190,7 @@ def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
     # Through one flat buffer: Arrow's own conversion of nested Python lists takes several times as long.
     lengths = [0 if ids is None else len(ids) for ids in values]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    flat = np.fromiter(chain.from_iterable(filter(None, values)), np.int32, offsets[-1])
+    dtype = kind.value_type.to_pandas_dtype()
+    flat = np.fromiter(chain.from_iterable(filter(None, values)), dtype, offsets[-1])
     missing = pa.array([ids is None for ids in values])
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat), type=kind, mask=missing)

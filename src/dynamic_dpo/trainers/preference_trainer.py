@@ -70,6 +70,8 @@ class PreferenceTrainer(ResumableTrainer):
         engine: Layout and memory.
         margin_log: Where and how margins are logged; ``None`` logs none.
         truncation: How pairs are cut; by default what a `trl.DPOConfig` says, else 512 tokens.
+        answer_tokens: Which tokens of an answer are scored: those that the ``assistant`` writes, or ``all`` behind
+            the prompt, as TRL does.
         max_nonfinite: Margins that may be NaN or infinite in total before the run stops.
         disable_dropout: Whether dropout is switched off in the policy (a `trl.DPOConfig` overrides it).
         reference_fingerprint: Fingerprint of the reference's weights, where its files are known.
@@ -103,6 +105,7 @@ class PreferenceTrainer(ResumableTrainer):
         engine: EngineConfig | None = None,
         margin_log: MarginLogConfig | None = None,
         truncation: Truncation | None = None,
+        answer_tokens: str = "assistant",
         max_nonfinite: int = MAX_NONFINITE,
         disable_dropout: bool = True,
         reference_fingerprint: str | None = None,
@@ -138,7 +141,9 @@ class PreferenceTrainer(ResumableTrainer):
             autocast=args.bf16 or args.fp16,
             fingerprint=reference_fingerprint,
         )
-        self.data = ReferencedData(self.policy, self.truncation, getattr(args, "dataset_num_proc", None))
+        self.data = ReferencedData(
+            self.policy, self.truncation, getattr(args, "dataset_num_proc", None), answer_tokens
+        )
         super().__init__(
             model=self.policy.model,
             args=args,

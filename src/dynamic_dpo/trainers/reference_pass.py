@@ -6,7 +6,8 @@ columns of the data set.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ from dynamic_dpo.engine.rows import PairBatch
 from dynamic_dpo.engine.score import PairLogps
 
 COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
+IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+# Of a data set in which others speak within an answer; null where all of it is scored.
+MASKS = ("chosen_mask", "rejected_mask")
 
 
 def collate_pairs(examples: list[dict[str, Any]]) -> dict[str, PairBatch]:
@@ -25,7 +29,7 @@ def collate_pairs(examples: list[dict[str, Any]]) -> dict[str, PairBatch]:
 
     A rank's share of a step may hold none.
     """
-    names = examples[0] if examples else ("prompt_ids", "chosen_ids", "rejected_ids", "row")
+    names = examples[0] if examples else (*IDS, "row")
     columns = {key: [example[key] for example in examples] for key in names}
     known = [
         torch.tensor(columns[name], dtype=torch.float64) if name in columns else None for name in COLUMNS
@@ -38,6 +42,8 @@ def collate_pairs(examples: list[dict[str, Any]]) -> dict[str, PairBatch]:
             rows=columns["row"],
             ref_chosen_logps=known[0],
             ref_rejected_logps=known[1],
+            chosen_masks=columns.get(MASKS[0]),
+            rejected_masks=columns.get(MASKS[1]),
         )
     }
 
@@ -144,8 +150,19 @@ class ReferencePass:
 
 def _keys(dataset: Any) -> list[bytes]:
     keys = []
-    columns = dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"]).with_format("numpy")
+    columns = dataset.select_columns(list(IDS)).with_format("numpy")
+    masks = _masks(dataset)
     for batch in columns.iter(batch_size=1000):
-        ids = zip(batch["prompt_ids"], batch["chosen_ids"], batch["rejected_ids"], strict=True)
-        keys += [pair_key(*pair) for pair in ids]
+        for prompt, chosen, rejected in zip(*(batch[name] for name in IDS), strict=True):
+            keys.append(pair_key(prompt, chosen, rejected, next(masks)))
     return keys
+
+
+def _masks(dataset: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield each pair's masks."""
+    names = [name for name in MASKS if name in dataset.column_names]
+    if not names:
+        yield from repeat((None, None))
+    for batch in dataset.select_columns(names).iter(batch_size=1000):
+        nothing = repeat(None)
+        yield from zip(*(batch.get(name, nothing) for name in MASKS), strict=False)

@@ -8,11 +8,10 @@ from typing import Any
 from dynamic_dpo.errors import DataError, ModelError
 from dynamic_dpo.trainers.arguments import Truncation
 from dynamic_dpo.trainers.policy import PolicyAndReference
-from dynamic_dpo.trainers.reference_pass import ReferencePass
+from dynamic_dpo.trainers.reference_pass import IDS, MASKS, ReferencePass
 
 logger = logging.getLogger("dynamic_dpo")
 
-TOKENISED = ("prompt_ids", "chosen_ids", "rejected_ids")
 MAX_QUARANTINED = 0.05
 UNLIMITED = 2**31 - 1
 
@@ -24,14 +23,22 @@ class ReferencedData:
         policy: The policy and its reference.
         truncation: How pairs are cut.
         num_proc: Worker processes for tokenising.
+        answer_tokens: Which tokens of an answer are scored, see `tokenize_pairs`.
 
     Attributes:
         reference_pass: Scores pairs with the reference; ``None`` until `open_reference`.
     """
 
-    def __init__(self, policy: PolicyAndReference, truncation: Truncation, num_proc: int | None) -> None:
+    def __init__(
+        self,
+        policy: PolicyAndReference,
+        truncation: Truncation,
+        num_proc: int | None,
+        answer_tokens: str = "assistant",
+    ) -> None:
         self.policy = policy
         self.truncation = truncation
+        self.answer_tokens = answer_tokens
         self.num_proc = num_proc
         self.reference_pass: ReferencePass | None = None
 
@@ -49,7 +56,9 @@ class ReferencedData:
         """Return a data set, or each of a dict of them, as tokenised pairs; see `prepare_pairs`."""
         if isinstance(dataset, dict):
             return {name: self.prepare(part) for name, part in dataset.items()}
-        return prepare_pairs(dataset, self.policy.tokenizer, self.truncation, self.num_proc)
+        return prepare_pairs(
+            dataset, self.policy.tokenizer, self.truncation, self.num_proc, self.answer_tokens
+        )
 
     def open_reference(self, accelerator: Any, *, show_progress: bool) -> None:
         """Get ready to score pairs with the reference: from now on `attach` does."""
@@ -86,20 +95,27 @@ class ReferencedData:
         return self.attach(self.prepare(dataset), name="eval")
 
 
-def prepare_pairs(dataset: Any, tokenizer: Any, truncation: Truncation, num_proc: int | None = None) -> Any:
-    """Return ``dataset`` as tokenised pairs ``{prompt_ids, chosen_ids, rejected_ids, row}``.
+def prepare_pairs(
+    dataset: Any,
+    tokenizer: Any,
+    truncation: Truncation,
+    num_proc: int | None = None,
+    answer_tokens: str = "assistant",
+) -> Any:
+    """Return ``dataset`` as tokenised pairs ``{prompt_ids, chosen_ids, rejected_ids, row}``, and their masks.
 
     Args:
         dataset: A map-style data set: tokenised and cut to length already, or in a TRL preference format.
         tokenizer: Renders and tokenises where needed.
         truncation: How pairs are cut.
         num_proc: Worker processes.
+        answer_tokens: Which tokens of an answer are scored, see `tokenize_pairs`.
 
     Returns:
         The data set, or ``None`` for ``None``.
 
     Raises:
-        DataError: If it cannot be indexed, no pair is usable, or more than 5 % are not.
+        DataError: If it cannot be indexed, no pair is usable, more than 5 % are not, or a mask does not fit.
     """
     if dataset is None:
         return None
@@ -109,9 +125,10 @@ def prepare_pairs(dataset: Any, tokenizer: Any, truncation: Truncation, num_proc
             f"expected a datasets.Dataset of preference pairs, got {type(dataset).__name__}: streams cannot be "
             "used, because the reference is scored once per pair"
         )
-    if set(TOKENISED) <= set(columns):
+    if set(IDS) <= set(columns):
         if len(dataset) == 0:
             raise DataError("the data set holds no pair")
+        _check_masks(dataset)
         return dataset if "row" in columns else dataset.add_column("row", list(range(len(dataset))))
 
     from dynamic_dpo.data.preference import to_preference_pairs
@@ -126,9 +143,14 @@ def prepare_pairs(dataset: Any, tokenizer: Any, truncation: Truncation, num_proc
         max_prompt_length=truncation.max_prompt_length,
         max_completion_length=truncation.max_completion_length,
         truncation_mode=truncation.truncation_mode,
+        answer_tokens=answer_tokens,
         num_proc=num_proc,
         quarantine=quarantine,
     )
+    if tokenised.num_dropped_turns:
+        logger.warning(
+            "%d turns behind the last answer of the assistant were left out", tokenised.num_dropped_turns
+        )
     quarantine = tokenised.quarantine
     if len(quarantine):
         logger.warning(
@@ -140,3 +162,21 @@ def prepare_pairs(dataset: Any, tokenizer: Any, truncation: Truncation, num_proc
             f"none of {total} rows is a usable preference pair: {quarantine.summary(total=total)}"
         )
     return tokenised.dataset
+
+
+def _check_masks(dataset: Any) -> None:
+    """Refuse masks of tokenised pairs that are not one 0 or 1 for each token of their answer, with one 1 at least."""
+    for ids, mask in zip(IDS[1:], MASKS, strict=True):
+        if mask not in dataset.column_names:
+            continue
+        start = 0
+        for batch in dataset.select_columns([ids, mask]).iter(batch_size=1000):
+            for place, (tokens, counts) in enumerate(zip(batch[ids], batch[mask], strict=True)):
+                if counts is None or (len(counts) == len(tokens) and {1} <= {*counts} <= {0, 1}):
+                    continue
+                raise DataError(
+                    f"{mask} of pair {start + place} has {len(counts)} values of {sorted({*counts})} for "
+                    f"{len(tokens)} tokens: expected null, or 1 for each token of {ids} that is scored and 0 for the "
+                    "others, not all 0"
+                )
+            start += len(batch[ids])

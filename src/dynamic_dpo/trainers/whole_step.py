@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynamic_dpo.engine.rows import PairBatch
+from dynamic_dpo.engine.rows import PairBatch, scored_lengths
 from dynamic_dpo.methods.base import Control, PreferenceMethod
 from dynamic_dpo.trainers.guards import MarginGuard
 from dynamic_dpo.trainers.metrics import PAIR_METRICS, MetricSums, gather_ragged, pair_metrics
@@ -195,9 +195,7 @@ class WholeStep:
 
     def _observe(self, seen: Tensor, batch: PairBatch, step: int, on_update: OnUpdate) -> None:
         """Hand the method one controller batch, all ranks' pairs; ``seen`` is margins and evidence, [B, 2]."""
-        tokens = [
-            len(chosen) + len(rejected) for chosen, rejected in zip(batch.chosen, batch.rejected, strict=True)
-        ]
+        tokens = [sum(of_pair) for of_pair in scored_lengths(batch)]
         facts = torch.tensor([list(batch.rows), tokens], dtype=torch.float64, device=seen.device)
         # One gather and one copy to the host an update; float64 holds row numbers and float32 values exactly.
         table = torch.cat([seen.double(), facts.T], dim=1)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,25 +66,29 @@ def log_dpo_debug_samples(
 def describe_pair(example: dict[str, Any], tokenizer: Any, *, layout: str) -> dict[str, Any]:
     """Return one pair as the model sees it, each side with ids, mask, labels and decoded text.
 
-    Labels are -100 on the prompt: nothing is learned there.
+    Labels are -100 on the prompt and on what others say within an answer: nothing is learned there.
     """
     prompt = list(example["prompt_ids"])
 
-    def side(completion: Sequence[int]) -> dict[str, Any]:
+    def side(name: str) -> dict[str, Any]:
+        completion = list(example[f"{name}_ids"])
+        mask = example.get(f"{name}_mask") or [1] * len(completion)
+        labels = [token if counts else IGNORE_INDEX for token, counts in zip(completion, mask, strict=True)]
         ids = [*prompt, *completion]
         return {
             "input_ids": ids,
             "attention_mask": [1] * len(ids),
-            "labels": [IGNORE_INDEX] * len(prompt) + list(completion),
+            "labels": [IGNORE_INDEX] * len(prompt) + labels,
             "context_text": tokenizer.decode(prompt),
-            "completion_text": tokenizer.decode(list(completion)),
+            "completion_text": tokenizer.decode(completion),
             "num_completion_tokens": len(completion),
+            "num_scored_tokens": sum(mask),
         }
 
     return {
         "row": int(example["row"]),
         "layout": layout,
         "num_prompt_tokens": len(prompt),
-        "chosen": side(example["chosen_ids"]),
-        "rejected": side(example["rejected_ids"]),
+        "chosen": side("chosen"),
+        "rejected": side("rejected"),
     }

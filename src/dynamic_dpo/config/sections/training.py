@@ -12,6 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from dynamic_dpo.config.base import PassthroughSection, Section, refuse, refuse_fault
 from dynamic_dpo.config.yaml_files import TRUTH_WORDS_OF_YAML_1_1
 from dynamic_dpo.data.shapes.options import NAMEABLE, RankingRule
+from dynamic_dpo.data.turns.mask import AnswerTokens
 from dynamic_dpo.utils.names import folder_fault, repository_fault, text_fault
 
 Tracker = Literal["tensorboard", "wandb"]
@@ -75,6 +76,11 @@ class DatasetSection(Section):
         default="keep_start",
         description="What gives way where a pair exceeds max_len: the end of the completions (keep_start) "
         "or the start of the prompt (keep_end).",
+    )
+    answer_tokens: AnswerTokens = Field(
+        default="assistant",
+        description="Which tokens of an answer are scored: those that the assistant writes, so that user, system and "
+        "tool turns within it are only read and those behind it left out; or all behind the prompt, as TRL does.",
     )
     quarantine_max_share: float = Field(
         default=0.05,

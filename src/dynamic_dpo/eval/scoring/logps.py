@@ -21,6 +21,7 @@ def completion_logps(
     prompts: Sequence[Sequence[int]],
     completions: Sequence[Sequence[int]],
     *,
+    masks: Sequence[Sequence[int] | None] | None = None,
     device: str,
     precision: str = "float32",
     base_only: bool = False,
@@ -33,6 +34,7 @@ def completion_logps(
         files: Where the model is.
         prompts: Token ids of each sequence's prompt.
         completions: Token ids of each sequence's completion.
+        masks: Which tokens of each completion are scored; ``None`` for all.
         device: A torch device.
         precision: Name of a torch type: the weights'.
         base_only: Whether an adapter is switched off.
@@ -50,7 +52,7 @@ def completion_logps(
     scorer = PairScorer(model, engine)
     bar = tqdm(total=len(completions), desc="Scoring", unit="completion", disable=None if progress else True)
     with bar, model.disable_adapter() if base_only else nullcontext():
-        scores = scorer.score_sequences(model, prompts, completions, progress=bar.update)
+        scores = scorer.score_sequences(model, prompts, completions, masks=masks, progress=bar.update)
     del model, scorer
     free_unused_models()
     return scores.logps.tolist()

@@ -17,9 +17,9 @@ from datasets import Dataset
 
 from dynamic_dpo.data.preference import to_preference_pairs
 from dynamic_dpo.data.sources import load_rows
-from dynamic_dpo.data.tokenize import tokenize_pairs
+from dynamic_dpo.data.tokenize import MASK_FIELDS, tokenize_pairs
 from dynamic_dpo.engine.config import EngineConfig
-from dynamic_dpo.engine.rows import PairBatch
+from dynamic_dpo.engine.rows import PairBatch, scored_lengths
 from dynamic_dpo.errors import ConfigError, ModelError
 from dynamic_dpo.eval.scoring.logps import completion_logps
 from dynamic_dpo.models.adapters import find_model, pick_device
@@ -44,7 +44,7 @@ class ScoredPair:
         rejected_logps: The same of the rejected one.
         ref_chosen_logps: The reference's.
         ref_rejected_logps: The reference's.
-        chosen_tokens: Tokens of the chosen answer, its end included.
+        chosen_tokens: Tokens of the chosen answer that are scored, its end included.
         rejected_tokens: The same of the rejected one.
     """
 
@@ -94,6 +94,7 @@ def score_pairs(
     max_prompt_length: int | None = None,
     max_completion_length: int | None = None,
     truncation_mode: str = "keep_start",
+    answer_tokens: str = "assistant",
     quarantine_max_share: float = 0.05,
     device: str = "auto",
     precision: str = "float32",
@@ -116,6 +117,7 @@ def score_pairs(
         max_prompt_length: Longest prompt, or ``None``.
         max_completion_length: Longest answer, or ``None``.
         truncation_mode: ``keep_start`` or ``keep_end``.
+        answer_tokens: Which tokens of an answer are scored: those of the ``assistant``, or ``all`` behind the prompt.
         quarantine_max_share: Largest share of unusable rows accepted, in [0, 1].
         device: ``auto``, ``cpu``, ``cuda`` …
         precision: Number format of both models.
@@ -156,6 +158,7 @@ def score_pairs(
         max_prompt_length=max_prompt_length,
         max_completion_length=max_completion_length,
         truncation_mode=truncation_mode,
+        answer_tokens=answer_tokens,
         quarantine=read.quarantine,
     )
     quarantine = tokenised.quarantine
@@ -165,6 +168,9 @@ def score_pairs(
         completion_logps,
         prompts=[*pairs.prompts, *pairs.prompts],
         completions=[*pairs.chosen, *pairs.rejected],
+        masks=None
+        if pairs.masks is None
+        else [mask for side in zip(*pairs.masks, strict=True) for mask in side],
         device=where,
         precision=precision,
         engine=EngineConfig(tokens_per_microbatch=tokens_per_microbatch),
@@ -186,7 +192,9 @@ def _as_batch(dataset: Dataset) -> PairBatch:
     prompts, chosen, rejected, rows = (
         list(dataset[name][:]) for name in ("prompt_ids", "chosen_ids", "rejected_ids", "row")
     )
-    return PairBatch(prompts, chosen, rejected, rows)
+    has_masks = set(MASK_FIELDS) <= set(dataset.column_names)
+    masks = [list(dataset[name][:]) if has_masks else None for name in MASK_FIELDS]
+    return PairBatch(prompts, chosen, rejected, rows, chosen_masks=masks[0], rejected_masks=masks[1])
 
 
 def _scored(
@@ -194,6 +202,7 @@ def _scored(
 ) -> list[ScoredPair]:
     """Put policy and reference together: of each the log-probabilities of all chosen, then of all rejected."""
     scored = []
+    lengths = scored_lengths(pairs)
     for place in range(len(pairs)):
         ids = [list(part[place]) for part in (pairs.prompts, pairs.chosen, pairs.rejected)]
         (chosen, rejected), (ref_chosen, ref_rejected) = (
@@ -212,8 +221,8 @@ def _scored(
                 rejected_logps=rejected,
                 ref_chosen_logps=ref_chosen,
                 ref_rejected_logps=ref_rejected,
-                chosen_tokens=len(ids[1]),
-                rejected_tokens=len(ids[2]),
+                chosen_tokens=lengths[place][0],
+                rejected_tokens=lengths[place][1],
             )
         )
     return scored

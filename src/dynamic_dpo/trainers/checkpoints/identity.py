@@ -18,6 +18,7 @@ import numpy as np
 
 from dynamic_dpo.errors import CheckpointError
 from dynamic_dpo.methods.base import Needs, PreferenceMethod
+from dynamic_dpo.trainers.reference_pass import MASKS
 
 # Training arguments that change what is computed. Everything else is bookkeeping or the engine's.
 ARGUMENTS = (
@@ -112,7 +113,7 @@ def check_same_run(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
 
 
 def data_fingerprint(dataset: Any) -> str:
-    """Return a hash of a tokenised data set: every token of every pair, and their order."""
+    """Return a hash of a tokenised data set: every token of every pair, which of them count, and their order."""
     digest = hashlib.sha256(str(len(dataset)).encode())
     columns = dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"]).with_format("arrow")
     for table in columns.iter(batch_size=4096):
@@ -122,6 +123,13 @@ def data_fingerprint(dataset: Any) -> str:
             tokens = column.flatten().to_numpy(zero_copy_only=False)
             digest.update(lengths.astype(np.int64).tobytes())
             digest.update(tokens.astype(np.int64).tobytes())
+    masks = [name for name in MASKS if name in dataset.column_names]
+    for table in dataset.select_columns(masks).with_format("arrow").iter(batch_size=4096) if masks else ():
+        for name in masks:
+            column = table.column(name).combine_chunks()
+            lengths = column.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False)
+            digest.update(lengths.astype(np.int64).tobytes())
+            digest.update(column.flatten().to_numpy(zero_copy_only=False).astype(np.int8).tobytes())
     return digest.hexdigest()
 
 
