@@ -79,3 +79,20 @@ def test_a_steps_loss_is_the_mean_over_tokens_whatever_the_cut(
     (loss,) = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert loss == pytest.approx(expected, rel=1e-5)
     assert "ref_chosen_logps" not in trainer.train_dataset.column_names
+
+
+def test_tokens_that_are_only_read_do_not_count(tmp_path: Path) -> None:
+    trainer = PreferenceTrainer(
+        model=tiny_llama(),
+        args=training_arguments(tmp_path, per_device_train_batch_size=2),
+        train_dataset=random_pairs(8, seed=4),
+        processing_class=word_tokenizer(),
+        method=SFT(),
+    )
+    masks = [[1, 0, 0, 1], None]
+    pairs = PairBatch([[5, 6], [7]], [[8, 9, 10, 11], [12, 13]], [[14], [15]], [0, 1], chosen_masks=masks)
+    with torch.no_grad():
+        scored = trainer.policy.scorer.score(trainer.model, pairs)
+    assert scored.chosen_lengths.tolist() == [2, 2]
+    loss = trainer.whole_step.run(trainer.model, pairs, step=0, on_update=lambda *update: None)
+    assert float(loss) == pytest.approx(float(-scored.chosen.sum() / 4), rel=1e-5)

@@ -158,8 +158,9 @@ class WholeStep:
         return control.select(torch.arange(first, first + len(mine), device=mine.device))
 
     def _batch_lengths(self, batch: PairBatch) -> Tensor:
-        """Return the mean completion tokens, chosen and rejected, of all ranks' pairs of a controller batch."""
-        counts = [len(batch), *(sum(map(len, side)) for side in (batch.chosen, batch.rejected))]
+        """Return the mean scored tokens, chosen and rejected, of all ranks' pairs of a controller batch."""
+        chosen, rejected = map(sum, zip((0, 0), *scored_lengths(batch), strict=True))
+        counts = [len(batch), chosen, rejected]
         table = torch.tensor([counts], dtype=torch.float64, device=self.accelerator.device)
         sums = gather_ragged(self.accelerator, table).sum(0)
         return sums[1:] / sums[0]
