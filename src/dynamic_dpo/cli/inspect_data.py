@@ -123,6 +123,7 @@ def inspect_data(
         "max_prompt_length": data.max_prompt_length,
         "max_completion_length": data.max_completion_length,
         "truncation_mode": data.truncation_mode,
+        "answer_tokens": data.answer_tokens,
         "quarantine_max_share": data.quarantine_max_share,
         "num_proc": config.engine.num_proc,
     }
