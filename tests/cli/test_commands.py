@@ -16,6 +16,7 @@ from dynamic_dpo.cli import main as umbrella
 from dynamic_dpo.cli.build_training import load_policy
 from dynamic_dpo.config import dump_yaml, get_training_config
 from dynamic_dpo.models.sources import file_fingerprint, resolve_model, weights_fingerprint
+from dynamic_dpo.models.trained_adapter import find_policy
 from tiny import tiny_gpt2, tiny_llama, word_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -432,7 +433,7 @@ def test_report_is_written_from_the_folder_of_a_run(
 def test_the_frozen_base_of_an_adapter_is_loaded_in_the_runs_precision(model_folder: Path) -> None:
     def dtypes(precision: str, **sections: Any) -> set[torch.dtype]:
         config = get_training_config({"policy_name": str(model_folder), "precision": precision, **sections})
-        model = load_policy(config, resolve_model(config.policy_name))
+        model = load_policy(config, find_policy(config.policy_name))
         return {parameter.dtype for parameter in model.parameters()}
 
     assert dtypes("bf16", peft={"r": 2}) == {torch.bfloat16}

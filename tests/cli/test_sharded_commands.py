@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dynamic_dpo.cli import merge
+from dynamic_dpo.cli import merge, train_dpo, train_sft
 from dynamic_dpo.config import dump_yaml
 from dynamic_dpo.trainers.checkpoints.file_list import fault_of
 from dynamic_dpo.trainers.checkpoints.shards import ModelShards
@@ -103,6 +103,28 @@ def test_train_sft_leaves_the_adapter_that_its_last_shards_hold(config: Path, tm
     merged = load_file(tmp_path / "merged" / "adapter_model.safetensors")
     assert merged.keys() == saved.keys()
     assert all(torch.equal(value, saved[name]) for name, value in merged.items())
+
+
+@pytest.mark.timeout(3 * SECONDS + 60)
+@pytest.mark.parametrize("reference", ["adapter", "base"])
+def test_a_sharded_training_goes_on_with_an_adapter_as_one_process_does(
+    config: Path, tmp_path: Path, reference: str
+) -> None:
+    peft = ("peft.r=2", "peft.target_modules=[q_proj,v_proj]", "sft_training.learning_rate=0.01")
+    assert train_sft.main(["--config", str(config), *peft]) == 0
+    settings = [f"policy_name={tmp_path / 'sft'}"]
+    settings += [f"ref_name={tmp_path / 'model'}"] if reference == "base" else []
+    # Two processes take as many pairs a step as one of twice the batch.
+    run("train_dpo", config, tmp_path, *settings)
+    sharded, single = tmp_path / "dpo", tmp_path / "single"
+    settings += [f"dpo_training.save_dir={single}", "dpo_training.batch_size=8"]
+    assert train_dpo.main(["--config", str(config), *settings]) == 0
+    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (sharded, single))
+    before = load_file(tmp_path / "sft" / "adapter_model.safetensors")
+    assert ours.keys() == theirs.keys() == before.keys()
+    for name, value in ours.items():
+        assert not torch.equal(value, before[name]), name
+        torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.timeout(SECONDS + 30)

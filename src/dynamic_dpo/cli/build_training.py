@@ -13,7 +13,7 @@ from dynamic_dpo.errors import ConfigError, ModelError
 if TYPE_CHECKING:
     from dynamic_dpo.config.schema import TrainingConfig
     from dynamic_dpo.methods.base import PreferenceMethod
-    from dynamic_dpo.models.sources import ModelSource
+    from dynamic_dpo.models.adapters import ModelFiles
 
 # The trainer has no word for "only at the end".
 MORE_STEPS_THAN_ANY_RUN = 10**9
@@ -98,7 +98,7 @@ def trackers(report: str | Sequence[str]) -> list[str]:
     return names
 
 
-def load_policy(config: TrainingConfig, source: ModelSource) -> Any:
+def load_policy(config: TrainingConfig, files: ModelFiles) -> Any:
     """Load the policy with the attention and quantisation the settings ask for.
 
     The frozen base of an adapter is loaded in bfloat16 where that is the precision: half the memory, and what
@@ -109,10 +109,10 @@ def load_policy(config: TrainingConfig, source: ModelSource) -> Any:
     """
     import torch
 
-    from dynamic_dpo.models.sources import load_model
+    from dynamic_dpo.models.trained_adapter import load_policy_files
 
     options: dict[str, Any] = {}
-    if config.peft is not None and config.precision == "bf16":
+    if (config.peft is not None or files.adapter is not None) and config.precision == "bf16":
         options["dtype"] = torch.bfloat16
     if config.engine.attn_implementation:
         options["attn_implementation"] = config.engine.attn_implementation
@@ -128,16 +128,22 @@ def load_policy(config: TrainingConfig, source: ModelSource) -> Any:
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
         options["dtype"] = torch.bfloat16
-    return load_model(source, **options)
+    return load_policy_files(files, gradient_checkpointing=config.engine.gradient_checkpointing, **options)
 
 
-def build_peft_config(config: TrainingConfig) -> Any:
-    """Return the LoRA configuration, or ``None`` for full fine-tuning.
+def build_peft_config(config: TrainingConfig, files: ModelFiles) -> Any:
+    """Return the configuration of a fresh adapter, or ``None``: for full fine-tuning, or where the policy has one.
 
     Raises:
+        ConfigError: If the settings describe another adapter than the policy's.
         ModelError: If peft is not installed.
     """
     if config.peft is None:
+        return None
+    if files.adapter is not None:
+        from dynamic_dpo.models.trained_adapter import check_section
+
+        check_section(config.peft.model_dump(exclude_unset=True), files.adapter)
         return None
     if importlib.util.find_spec("peft") is None:
         raise ModelError("adapters need the peft package: pip install 'dynamic-dpo[peft]'")

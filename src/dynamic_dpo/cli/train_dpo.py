@@ -64,7 +64,8 @@ def train_dpo(config: TrainingConfig) -> Any:
     )
     from dynamic_dpo.data import prepare_preferences
     from dynamic_dpo.engine.config import EngineConfig
-    from dynamic_dpo.models.sources import file_fingerprint, load_tokenizer, resolve_model
+    from dynamic_dpo.models.sources import is_same_model, load_tokenizer
+    from dynamic_dpo.models.trained_adapter import find_policy, gives_base_back, policy_fingerprint
     from dynamic_dpo.models.vocabulary import check_same_tokens
     from dynamic_dpo.runs.margin_log import MarginLogConfig
     from dynamic_dpo.trainers.checkpoints.saved import save_and_check
@@ -72,13 +73,17 @@ def train_dpo(config: TrainingConfig) -> Any:
     from dynamic_dpo.utils.debug import log_dpo_debug_samples
 
     check_device(config)
-    peft_config = build_peft_config(config)
-    policy, reference = resolve_model(config.policy_name), resolve_model(config.reference_name)
-    own_reference = (policy.location, policy.gguf_file) == (reference.location, reference.gguf_file)
-    tokenizer = load_tokenizer(policy)
+    policy, reference = find_policy(config.policy_name), find_policy(config.reference_name)
+    peft_config = build_peft_config(config, policy)
+    same_base = is_same_model(policy.base, reference.base)
+    own_reference = same_base and _same_folder(policy.adapter, reference.adapter)
+    tokenizer = load_tokenizer(policy.tokenizer)
     if not own_reference:
         check_same_tokens(
-            tokenizer, load_tokenizer(reference), policy_name=policy.name, reference_name=reference.name
+            tokenizer,
+            load_tokenizer(reference.tokenizer),
+            policy_name=config.policy_name,
+            reference_name=config.reference_name,
         )
 
     prepared = prepare_preferences(
@@ -104,13 +109,16 @@ def train_dpo(config: TrainingConfig) -> Any:
     args = dpo_arguments(config, has_validation=prepared.validation is not None)
     set_seed(args.seed)  # Weights that the files lack are drawn in loading.
     model = load_policy(config, policy)
+    base_is_reference = (
+        same_base and reference.adapter is None and not own_reference and gives_base_back(model)
+    )
     method = build_method(config, args)
     log_dir = config.margin_log.log_dir
     if config.method.name == "dpo" and config.margin_log.dpo_log_dir:
         log_dir = config.margin_log.dpo_log_dir
     trainer = PreferenceTrainer(
         model,
-        None if own_reference else reference.name,
+        None if own_reference or base_is_reference else config.reference_name,
         args,
         prepared.train,
         # A set that is never evaluated is not worth a reference pass.
@@ -122,7 +130,8 @@ def train_dpo(config: TrainingConfig) -> Any:
         margin_log=replace(config.read(MarginLogConfig), log_dir=log_dir),
         max_nonfinite=config.method.max_nonfinite,
         disable_dropout=config.engine.disable_dropout,
-        reference_fingerprint=on_first_rank(lambda: file_fingerprint(reference)),
+        reference_fingerprint=on_first_rank(lambda: policy_fingerprint(reference)),
+        reference_is_base=base_is_reference,
         run_config=config.to_dict(),
         resume_changed=section.resume_changed,
     )
@@ -140,6 +149,12 @@ def train_dpo(config: TrainingConfig) -> Any:
     if section.push_to_hub:
         trainer.push_to_hub()
     return trainer
+
+
+def _same_folder(one: Path | None, other: Path | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.resolve() == other.resolve()
 
 
 if __name__ == "__main__":

@@ -62,14 +62,15 @@ def train_sft(config: TrainingConfig) -> Any:
         trackers,
     )
     from dynamic_dpo.data import prepare_sft
-    from dynamic_dpo.models.sources import load_tokenizer, resolve_model
+    from dynamic_dpo.models.sources import load_tokenizer
+    from dynamic_dpo.models.trained_adapter import find_policy
     from dynamic_dpo.trainers.checkpoints.saved import save_and_check
     from dynamic_dpo.trainers.sft_trainer import build_sft_trainer
 
     check_device(config)
-    peft_config = build_peft_config(config)
-    source = resolve_model(config.policy_name)
-    tokenizer = load_tokenizer(source)
+    files = find_policy(config.policy_name)
+    peft_config = build_peft_config(config, files)
+    tokenizer = load_tokenizer(files.tokenizer)
     prepared = prepare_sft(
         data.dataset_name,
         tokenizer,
@@ -95,7 +96,7 @@ def train_sft(config: TrainingConfig) -> Any:
     args = SFTConfig(**settings)
     set_seed(args.seed)  # Weights that the files lack are drawn in loading.
     trainer = build_sft_trainer(
-        load_policy(config, source),
+        load_policy(config, files),
         args,
         train_dataset=prepared.train,
         eval_dataset=prepared.validation,

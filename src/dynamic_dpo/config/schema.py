@@ -59,12 +59,13 @@ class _RunSections(Document):
 
     policy_name: str = Field(
         min_length=1,
-        description="Model to train: hub name, folder, .gguf file, or package:NAME for weights "
-        "that an installed package carries.",
+        description="Model to train: hub name, folder, .gguf file, package:NAME for weights that an installed "
+        "package carries, or the folder of a LoRA adapter, with which training goes on.",
     )
     ref_name: str | None = Field(
         default=None,
-        description="Reference model, in the same forms; null: the policy as it is at the start.",
+        description="Reference model, in the same forms, for an adapter also its base; null: the policy as it is at "
+        "the start, its adapter included.",
     )
     precision: Literal["bf16", "fp16", "fp32"] = Field(
         default="bf16", description="Number format of the forward and backward pass; fp32 on a CPU."

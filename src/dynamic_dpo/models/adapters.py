@@ -64,10 +64,9 @@ def find_model(name: str, *, revision: str | None = None, setting: str = "revisi
         ModelError: If there is no such model, or an adapter names no base.
         ConfigError: If a revision is given for a local model, where it would have no effect.
     """
-    folder = Path(name).expanduser()
-    if (folder / ADAPTER_FILE).is_file():
+    if (found := find_adapter(name)) is not None:
         _refuse_revision(name, revision, setting)
-        return _with_adapter(folder)
+        return found
     source = resolve_model(name)
     if Path(source.location).is_dir():
         _refuse_revision(name, revision, setting)
@@ -77,6 +76,16 @@ def find_model(name: str, *, revision: str | None = None, setting: str = "revisi
         return _with_adapter(folder)
     source = ModelSource(name, str(folder))
     return ModelFiles(source, None, source)
+
+
+def find_adapter(name: str) -> ModelFiles | None:
+    """Find the files of an adapter and its base; ``None`` if ``name`` is no local folder of an adapter.
+
+    Raises:
+        ModelError: If the adapter names no base, or the base cannot be found.
+    """
+    folder = Path(name).expanduser()
+    return _with_adapter(folder) if (folder / ADAPTER_FILE).is_file() else None
 
 
 def text_fingerprint(files: ModelFiles) -> str:

@@ -228,14 +228,7 @@ def file_fingerprint(source: ModelSource) -> str:
     Raises:
         ModelError: If no weight file is found.
     """
-    folder = Path(source.location)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(snapshot_download(source.location, local_files_only=True))
-        except (OSError, ValueError) as error:
-            raise ModelError(f"model {source.name!r} is not in the local cache: {error}") from error
+    folder = _folder_of(source)
     if source.gguf_file:
         files = [folder / source.gguf_file]
     else:
@@ -246,6 +239,29 @@ def file_fingerprint(source: ModelSource) -> str:
             raise ModelError(f"model {source.name!r}: no weight files in {folder}")
         files.append(folder / "config.json")
     return _hash_files(files)
+
+
+def is_same_model(one: ModelSource, other: ModelSource) -> bool:
+    """Return whether two sources are the same files; a hub name that is not in the local cache is no other's."""
+    if one == other:
+        return True
+    try:
+        folders = _folder_of(one).resolve(), _folder_of(other).resolve()
+    except ModelError:
+        return False
+    return folders[0] == folders[1] and one.gguf_file == other.gguf_file
+
+
+def _folder_of(source: ModelSource) -> Path:
+    folder = Path(source.location)
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source.location, local_files_only=True))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model {source.name!r} is not in the local cache: {error}") from error
 
 
 def _hash_files(files: Iterable[Path]) -> str:

@@ -1,7 +1,8 @@
 """The policy and its reference: how they are loaded, adapted and scored, and when the reference is freed.
 
 The reference is the model given as such, or the policy as it was before the first step; with a fresh adapter that
-is the policy with the adapter off.
+is the policy with the adapter off. Of an adapter with which training goes on it is the adapter as it was, or the base
+under it where that is asked for.
 """
 
 from __future__ import annotations
@@ -24,18 +25,19 @@ from dynamic_dpo.engine.router import router_loss_of
 from dynamic_dpo.engine.rows import PairBatch, Rows, row_lengths
 from dynamic_dpo.engine.score import PairLogps
 from dynamic_dpo.engine.scorer import PairScorer
-from dynamic_dpo.errors import ModelError
+from dynamic_dpo.errors import ConfigError, ModelError
 from dynamic_dpo.methods.base import Needs, PairForward
-from dynamic_dpo.models.adapters import free_unused_models
+from dynamic_dpo.models.adapters import ModelFiles, free_unused_models
 from dynamic_dpo.models.causal_lm import causal_lm
 from dynamic_dpo.models.dropout import ConfiguredDropout, switch_off_dropout
-from dynamic_dpo.models.sources import (
-    ModelSource,
-    file_fingerprint,
-    load_model,
-    load_tokenizer,
-    resolve_model,
-    weights_fingerprint,
+from dynamic_dpo.models.sources import is_same_model, load_tokenizer, resolve_model, weights_fingerprint
+from dynamic_dpo.models.trained_adapter import (
+    add_adapter,
+    check_has_trained_weights,
+    find_policy,
+    gives_base_back,
+    load_policy_files,
+    policy_fingerprint,
 )
 from dynamic_dpo.models.trained_weights import hold_trained_weights_in_float32
 from dynamic_dpo.models.vocabulary import check_same_vocabulary_size
@@ -57,7 +59,7 @@ class PolicyAndReference:
     """Holds both models and turns pairs into what a method sees.
 
     Args:
-        model: The policy or its name.
+        model: The policy or its name, which may be the folder of an adapter.
         ref_model: The reference, its name, or ``None`` for the policy before the first step.
         tokenizer: The tokenizer, or ``None`` for the model's own.
         peft_config: Adapter configuration, or ``None`` for full fine-tuning.
@@ -65,16 +67,19 @@ class PolicyAndReference:
         gradient_checkpointing: Whether activations will be recomputed; adapters need inputs with gradients then.
         fingerprint: Fingerprint of the reference's weights where its files are known.
         autocast: Whether training runs under autocast.
+        reference_is_base: Whether the reference is the model under the adapter that the policy came with.
 
     Attributes:
         model: The policy, adapters included.
         tokenizer: The tokenizer.
-        is_own_reference: Whether the reference is the policy's own start.
+        is_own_reference: Whether the reference is the policy's own start, or the base under its adapter.
+        base_is_reference: Whether the policy with its adapter off is the reference.
         reference_dtype: The dtype of the reference's weights.
         is_sharded: Whether weights are spread over the ranks.
         starts_as_reference: Whether both start from the same weights, in whatever dtype: margins are then 0.
 
     Raises:
+        ConfigError: If the base under an adapter is to be the reference, and there is no such base.
         ModelError: If a model or tokenizer cannot be loaded or the two models do not go together.
     """
 
@@ -89,22 +94,37 @@ class PolicyAndReference:
         gradient_checkpointing: bool,
         fingerprint: str | None,
         autocast: bool = False,
+        reference_is_base: bool = False,
     ) -> None:
         self.owns_reference = self.keeps_reference = self.is_sharded = False
         self.tail_weight = 1.0
         self._reference_scorer: PairScorer | None = None
         policy: Any = model
-        reference_source: ModelSource | None = None
+        files = reference_files = None
         if isinstance(model, str):
-            source = resolve_model(model)
-            policy = load_model(source)
-            tokenizer = tokenizer or load_tokenizer(source)
-            if ref_model is None:
-                reference_source = source
+            files = find_policy(model)
+            policy = load_policy_files(files, gradient_checkpointing=gradient_checkpointing)
+            tokenizer = tokenizer or load_tokenizer(files.tokenizer)
+            if isinstance(ref_model, str) and _is_base(find_policy(ref_model), files):
+                ref_model, reference_is_base = None, True
+            reference_files = files
+        if reference_is_base:
+            _check_has_base(policy, ref_model)
+            if files is not None:
+                reference_files = ModelFiles(files.base, None, files.base)
+            if not gives_base_back(policy):
+                if files is None:
+                    raise ConfigError(
+                        "the adapter trains biases of the model under it, so that switching it off "
+                        "does not give that model back: give it as ref_model instead of reference_is_base"
+                    )
+                ref_model, reference_is_base = files.base.name, False
         if isinstance(ref_model, str):
-            reference_source = resolve_model(ref_model)
-            ref_model = load_model(reference_source)
+            reference_files = find_policy(ref_model)
+            ref_model = load_policy_files(reference_files, trained=False)
             self.owns_reference = True
+        elif ref_model is not None:
+            reference_files = None
         if ref_model is policy:
             raise ModelError("model and ref_model are the same object: leave ref_model out instead")
         self.tokenizer = tokenizer or _tokenizer_of(policy)
@@ -113,19 +133,24 @@ class PolicyAndReference:
         self.reference_model: Any = ref_model
 
         def fingerprint_of_reference() -> str:
-            if reference_source is not None:
-                return file_fingerprint(reference_source)
-            return weights_fingerprint(policy if ref_model is None else ref_model)
+            if reference_files is not None:
+                return policy_fingerprint(reference_files)
+            weights = weights_fingerprint(policy if ref_model is None else ref_model)
+            return f"{weights} without its adapter" if reference_is_base else weights
 
         # Taken before adapters rename the parameters, so that LoRA and full fine-tuning share a store.
         # Where one rank has loaded the weights for all, only that one can read them; and one reading will do.
         self.fingerprint = fingerprint or on_main_process(PartialState(), fingerprint_of_reference)
-        self.starts_as_reference = ref_model is None or on_main_process(
-            PartialState(), lambda: _same_weights(policy, ref_model)
+        self.starts_as_reference = not reference_is_base and (
+            ref_model is None or on_main_process(PartialState(), lambda: _same_weights(policy, ref_model))
         )
-        self.has_fresh_adapter = peft_config is not None
         if peft_config is not None:
-            policy = _add_adapter(policy, peft_config, gradient_checkpointing)
+            policy = add_adapter(policy, peft_config, gradient_checkpointing=gradient_checkpointing)
+        # A fresh one that trains the base's biases is scored before its first step instead.
+        self.base_is_reference = reference_is_base or (peft_config is not None and gives_base_back(policy))
+        if gradient_checkpointing and hasattr(policy, "peft_config"):
+            policy.enable_input_require_grads()
+        check_has_trained_weights(policy)
         hold_trained_weights_in_float32(policy, autocast=autocast)
         self.configured_dropout = None
         if disable_dropout:
@@ -153,7 +178,7 @@ class PolicyAndReference:
         self.accelerator = accelerator
         self.is_sharded = is_sharded
         self.keeps_reference = keep_reference
-        if keep_reference and self.reference_model is None and not self.has_fresh_adapter:
+        if keep_reference and self.reference_model is None and not self.base_is_reference:
             twin = frozen_twin if is_sharded else copy.deepcopy
             self.reference_model = twin(self.model).requires_grad_(False)
             self.owns_reference = True
@@ -288,7 +313,7 @@ class PolicyAndReference:
     def _as_reference(self) -> AbstractContextManager[Any]:
         """Return the context in which the model of `_reference_parts` is the reference."""
         stack = ExitStack()
-        if self.reference_model is None and self.has_fresh_adapter:
+        if self.reference_model is None and self.base_is_reference:
             stack.enter_context(adapters_off(self.model))
         stack.enter_context(inference(self.model if self.reference_model is None else self.reference_model))
         return stack
@@ -296,7 +321,7 @@ class PolicyAndReference:
     def can_score_reference(self, *, policy_moved: bool) -> bool:
         """Return whether the reference can still be scored."""
         if self.is_own_reference:
-            return self.has_fresh_adapter or not policy_moved
+            return self.base_is_reference or not policy_moved
         return self.reference_model is not None
 
     def _arithmetic(self, accelerator: Any) -> str:
@@ -371,21 +396,21 @@ def _tokenizer_of(model: Any) -> Any:
     return load_tokenizer(resolve_model(name))
 
 
-def _add_adapter(model: Any, peft_config: Any, gradient_checkpointing: bool) -> Any:
-    try:
-        from peft import PeftConfig, get_peft_model, prepare_model_for_kbit_training
-    except ImportError as error:
-        raise ModelError("adapters need the peft package: pip install 'dynamic-dpo[peft]'") from error
-    if not isinstance(peft_config, PeftConfig):
-        raise ModelError(f"peft_config must be a peft configuration, got {type(peft_config).__name__}")
-    if hasattr(model, "peft_config"):
-        raise ModelError("the model carries an adapter already: merge it first, or leave peft_config out")
-    if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=gradient_checkpointing)
-    model = get_peft_model(model, peft_config)
-    if gradient_checkpointing:
-        model.enable_input_require_grads()
-    return model
+def _is_base(reference: ModelFiles, policy: ModelFiles) -> bool:
+    """Return whether a reference is the model under the policy's adapter."""
+    if policy.adapter is None or reference.adapter is not None:
+        return False
+    return is_same_model(reference.base, policy.base)
+
+
+def _check_has_base(policy: Any, ref_model: Any) -> None:
+    if ref_model is not None:
+        raise ConfigError("reference_is_base and ref_model name two references: leave one of them out")
+    if not hasattr(policy, "peft_config"):
+        raise ConfigError(
+            f"reference_is_base is for a policy with an adapter, and {type(policy).__name__} has none: leave it out; "
+            "the reference is the policy as it is then"
+        )
 
 
 def _same_weights(model: Any, reference: Any) -> bool:

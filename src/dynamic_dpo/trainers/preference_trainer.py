@@ -56,7 +56,8 @@ class PreferenceTrainer(ResumableTrainer):
     Arguments not listed are those of `transformers.Trainer`.
 
     Args:
-        model: The policy: a causal language model, or a name (hub, folder, ``.gguf``, ``package:NAME``).
+        model: The policy: a causal language model, or a name (hub, folder, ``.gguf``, ``package:NAME``). With an
+            adapter, or the folder of one, training goes on with that adapter.
         ref_model: The reference; ``None`` is the policy as given (with ``peft_config``: the adapter off).
         args: `transformers.TrainingArguments` or `trl.DPOConfig`. ``per_device_train_batch_size`` ×
             ``gradient_accumulation_steps`` × ranks pairs make one optimizer step.
@@ -75,6 +76,8 @@ class PreferenceTrainer(ResumableTrainer):
         max_nonfinite: Margins that may be NaN or infinite in total before the run stops.
         disable_dropout: Whether dropout is switched off in the policy (a `trl.DPOConfig` overrides it).
         reference_fingerprint: Fingerprint of the reference's weights, where its files are known.
+        reference_is_base: Whether the reference is the model under the adapter that the policy came with, and not
+            the adapter as it was.
         run_config: The run's whole configuration, to be hashed into its record.
         resume_changed: Whether a run may go on from a checkpoint that other settings or other data have made.
 
@@ -109,6 +112,7 @@ class PreferenceTrainer(ResumableTrainer):
         max_nonfinite: int = MAX_NONFINITE,
         disable_dropout: bool = True,
         reference_fingerprint: str | None = None,
+        reference_is_base: bool = False,
         run_config: dict[str, Any] | None = None,
         resume_changed: bool = False,
     ) -> None:
@@ -125,7 +129,7 @@ class PreferenceTrainer(ResumableTrainer):
             logger.warning(
                 "method %s needs no reference: ref_model is neither loaded nor scored", method.name
             )
-            ref_model = None
+            ref_model, reference_is_base = None, False
         self.engine = engine or EngineConfig()
         self.resume_changed = resume_changed
 
@@ -140,6 +144,7 @@ class PreferenceTrainer(ResumableTrainer):
             gradient_checkpointing=bool(args.gradient_checkpointing),
             autocast=args.bf16 or args.fp16,
             fingerprint=reference_fingerprint,
+            reference_is_base=reference_is_base,
         )
         self.data = ReferencedData(
             self.policy, self.truncation, getattr(args, "dataset_num_proc", None), answer_tokens
