@@ -3,7 +3,7 @@
 An entry is found by content: the pair's token ids and which of them are scored, the fingerprint of the reference's
 weights, the arithmetic's dtype, the weight of a longer answer's tail where it is not 1, and the version of the
 scoring. Beta, learning rate, seed, method, fresh adapters and output folders are no part of it. Shards are named by
-their own hash and written atomically, so that runs may share a folder and a damaged shard is computed again, not used.
+their own hash and written atomically: runs may share a folder, and a damaged shard is computed again, not used.
 """
 
 from __future__ import annotations
