@@ -116,6 +116,7 @@ def inspect_data(
         "generated_data": data.generated_data,
         "columns": data.columns,
         "ranking": data.ranking,
+        "template_kwargs": data.chat_template_kwargs,
         "chat_template": data.chat_template,
         "val_ratio": data.val_ratio,
         "seed": data.seed,

@@ -6,6 +6,7 @@ Recognises the shapes in which preference data is published and gives prompt, ch
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
@@ -20,6 +21,11 @@ from dynamic_dpo.utils.templates import parse_hh_to_messages
 
 TOKEN_FIELDS: Final = ("prompt_ids", "chosen_ids", "rejected_ids")
 
+CARRIED: Final = ("tool_calls", "reasoning_content", "tool_call_id")
+"""What a message may have besides role and content, and its chat template is given."""
+# Of these, what a turn says beside its content.
+_SAYS: Final = ("tool_calls", "reasoning_content")
+
 # Columns and parts of a message that hold what is no text; under other names a model would not be given it either.
 _NOT_TEXT: Final = (
     "image",
@@ -33,7 +39,7 @@ _NOT_TEXT: Final = (
     "input_audio",
 )
 
-Message = dict[str, str]
+Message = dict[str, Any]
 Part = str | list[Message] | list[int]
 
 # Scripts below this code point put blanks between words; above it (CJK and others) any place is a boundary.
@@ -79,11 +85,13 @@ class ReadRow(NamedTuple):
         pair: The pair.
         shapes: Names of the shapes that it had, see `dynamic_dpo.data.shapes.table`.
         unused: Names of what it holds besides and nothing reads; of a message as ``messages.NAME``.
+        template: ``tools`` and ``kwargs`` of the row, for the chat template; empty where it has none.
     """
 
     pair: Pair | SampledPair
     shapes: tuple[str, ...]
     unused: tuple[str, ...]
+    template: dict[str, Any]
 
 
 # What each kind reads, besides what a shape has rewritten. The metadata of rollouts is their makers'.
@@ -107,6 +115,7 @@ _READ: Final = {
     "text": frozenset(("prompt", "chosen", "rejected", "system", "system_prompt")),
 }
 _ANYWHERE: Final = frozenset(("prompt", "chosen", "rejected", "system", "system_prompt"))
+_TEMPLATE_COLUMNS: Final = frozenset(("tools", "chat_template_kwargs"))
 _WITH_MESSAGES: Final = ("prompt", "prompt_messages", "chosen", "rejected")
 _NOTHING: Final[tuple[Any, ...]] = (None, "", [], {})
 
@@ -173,10 +182,33 @@ def read_row(
     pair = ROW_KINDS[kind].read(row, as_messages)
     if as_messages and ROW_KINDS[kind].parts == "text":
         pair = _to_messages(Pair(*pair[:3]))
+    template: dict[str, Any] = {}
     if kind != "token_ids":
-        pair = _with_system(pair, row)
+        pair, template = _with_system(pair, row), _template_settings(row)
+        if template and not isinstance(pair.prompt, list):
+            raise BadRow("needs_template", template)
     _check(pair, row)
-    return ReadRow(pair, shapes, _unused(row, kind))
+    return ReadRow(pair, shapes, _unused(row, kind), template)
+
+
+def _template_settings(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tools and the further settings that a row gives its chat template."""
+    found: dict[str, Any] = {}
+    for column, name, kind in (("tools", "tools", list), ("chat_template_kwargs", "kwargs", dict)):
+        value = row.get(column)
+        if isinstance(value, str) and value.strip():  # As JSON, since Arrow wants one type a column.
+            try:
+                value = json.loads(value)
+            except ValueError:
+                raise BadRow("bad_template_settings", f"{column} is no JSON: {value!r}") from None
+        if value in _NOTHING or (isinstance(value, str) and not value.strip()):
+            continue
+        if not isinstance(value, kind) or (
+            kind is list and not all(isinstance(item, Mapping) for item in value)
+        ):
+            raise BadRow("bad_template_settings", f"{column} is {type(value).__name__}: {value!r}")
+        found[name] = value
+    return found
 
 
 def _with_system(pair: Pair | SampledPair, row: Mapping[str, Any]) -> Pair | SampledPair:
@@ -190,7 +222,7 @@ def _with_system(pair: Pair | SampledPair, row: Mapping[str, Any]) -> Pair | Sam
     if is_blank(system):
         return pair
     if not isinstance(pair.prompt, list):
-        raise BadRow("system_without_template", system)
+        raise BadRow("needs_template", system)
     turn = {"role": "system", "content": _clean(system)}
     if pair.prompt[:1] == [turn]:
         return pair
@@ -201,6 +233,8 @@ def _with_system(pair: Pair | SampledPair, row: Mapping[str, Any]) -> Pair | Sam
 
 def _unused(row: Mapping[str, Any], kind: str) -> tuple[str, ...]:
     read = _READ.get(kind, _ANYWHERE)
+    if kind != "token_ids":
+        read = read | _TEMPLATE_COLUMNS
     names = [name for name, value in row.items() if name not in read and value not in _NOTHING]
     fields = {
         f"messages.{field}"
@@ -209,7 +243,7 @@ def _unused(row: Mapping[str, Any], kind: str) -> tuple[str, ...]:
         for item in row[name]
         if isinstance(item, Mapping)
         for field, value in item.items()
-        if field not in ("role", "content", "from", "value") and value not in _NOTHING
+        if field not in ("role", "content", "from", "value", *CARRIED) and value not in _NOTHING
     }
     return (*names, *sorted(fields))
 
@@ -260,8 +294,10 @@ def text_field(row: Mapping[str, Any], field: str) -> str:
     return _clean(value)
 
 
-def read_messages(value: Any) -> list[Message]:
+def read_messages(value: Any, *, carried: bool = False) -> list[Message]:
     """Return a conversation as ``{role, content}`` messages with text contents; ``bad_message`` if it is none.
+
+    With ``carried``, a message keeps what is `CARRIED`, and its content may be null beside tool calls.
 
     Example:
         >>> read_messages([{"role": "user", "content": [{"type": "text", "text": "Hi"}], "name": "Ann"}])
@@ -269,14 +305,14 @@ def read_messages(value: Any) -> list[Message]:
     """
     if not isinstance(value, list):
         raise BadRow("bad_message", value)
-    return [_message(item) for item in value]
+    return [_message(item, carried) for item in value]
 
 
-def answer_messages(prompt: list[Message], value: Any) -> list[Message]:
+def answer_messages(prompt: list[Message], value: Any, *, carried: bool = False) -> list[Message]:
     """Return an answer to a conversation, given as text, as messages, or as messages that repeat the prompt."""
     if isinstance(value, str):
         return [{"role": "assistant", "content": _clean(value)}]
-    messages = read_messages(value)
+    messages = read_messages(value, carried=carried)
     return messages[len(prompt) :] if messages[: len(prompt)] == prompt else messages
 
 
@@ -311,9 +347,9 @@ def _text(row: Mapping[str, Any], prompt_required: bool) -> Pair:
 def _conversation(row: Mapping[str, Any], prompt_required: bool) -> Pair:
     prompt = row.get("prompt")
     if isinstance(prompt, list):
-        return _answers_to(read_messages(prompt), row)
+        return _answers_to(read_messages(prompt, carried=True), row)
     # A prompt given as text beside full conversations repeats what they begin with; they are complete.
-    chosen, rejected = read_messages(required(row, "chosen")), read_messages(required(row, "rejected"))
+    chosen, rejected = (read_messages(required(row, name), carried=True) for name in ("chosen", "rejected"))
     if chosen == rejected:
         raise BadRow("identical_answers", chosen)
     end = 0
@@ -325,7 +361,7 @@ def _conversation(row: Mapping[str, Any], prompt_required: bool) -> Pair:
 
 
 def _rollout(row: Mapping[str, Any], prompt_required: bool) -> Pair:
-    return _answers_to(read_messages(required(row, "prompt_messages")), row)
+    return _answers_to(read_messages(required(row, "prompt_messages"), carried=True), row)
 
 
 def _sampled(row: Mapping[str, Any], prompt_required: bool) -> SampledPair:
@@ -340,7 +376,9 @@ def _tokens(row: Mapping[str, Any], prompt_required: bool) -> Pair:
 
 
 def _answers_to(prompt: list[Message], row: Mapping[str, Any]) -> Pair:
-    answers = (answer_messages(prompt, required(row, field)) for field in ("chosen", "rejected"))
+    answers = (
+        answer_messages(prompt, required(row, field), carried=True) for field in ("chosen", "rejected")
+    )
     return Pair(prompt, *answers)
 
 
@@ -379,7 +417,11 @@ def _said_by_the_assistant(prompt: Part, answer: Part) -> Any:
 def _is_blank(part: Part) -> bool:
     if isinstance(part, str):
         return is_blank(part)
-    return not part or all(isinstance(item, dict) and is_blank(item["content"]) for item in part)
+    return not part or all(isinstance(item, dict) and _says_nothing(item) for item in part)
+
+
+def _says_nothing(message: Message) -> bool:
+    return is_blank(message["content"]) and not any(message.get(name) for name in _SAYS)
 
 
 def _joins(text: str, index: int) -> bool:
@@ -396,7 +438,7 @@ def _clean(text: str) -> str:
     return text
 
 
-def _message(item: Any) -> Message:
+def _message(item: Any, carried: bool) -> Message:
     item = as_message(item)
     role = item.get("role") if isinstance(item, Mapping) else None
     content = item.get("content") if isinstance(item, Mapping) else None
@@ -406,9 +448,34 @@ def _message(item: Any) -> Message:
         raise BadRow("has_images", f"a message of {role} has a part of type {unread[0]}")
     if isinstance(content, list) and all(isinstance(p, Mapping) and p.get("type") == "text" for p in content):
         content = "".join(str(part.get("text") or "") for part in content)
+    more = _carried(item) if carried and isinstance(item, Mapping) else {}
+    if content is None and any(more.get(name) for name in _SAYS):
+        content = ""
     if not isinstance(role, str) or not role or not isinstance(content, str):
         raise BadRow("bad_message", item)
-    return {"role": _clean(role), "content": _clean(content)}
+    return {"role": _clean(role), "content": _clean(content), **more}
+
+
+def _carried(item: Mapping[str, Any]) -> Message:
+    found = {name: item[name] for name in CARRIED if item.get(name) not in _NOTHING}
+    try:
+        # Null fields are what Arrow fills in where other rows have them.
+        found = {name: _without_nulls(value) for name, value in found.items()}
+        json.dumps(found, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError):
+        raise BadRow("bad_message", item) from None
+    for name in ("reasoning_content", "tool_call_id"):
+        if name in found and not isinstance(found[name], str):
+            raise BadRow("bad_message", item)
+    if not isinstance(found.get("tool_calls", []), list):
+        raise BadRow("bad_message", item)
+    return found
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _token_ids(row: Mapping[str, Any], field: str) -> list[int]:

@@ -21,6 +21,7 @@ from dynamic_dpo.data.pairing import ROW_KINDS, TOKEN_FIELDS, Pair, SampledPair,
 from dynamic_dpo.data.quarantine import BadRow, Quarantine
 from dynamic_dpo.data.shapes.options import ShapeOptions
 from dynamic_dpo.data.shapes.table import is_unpaired
+from dynamic_dpo.data.turns.extras import EXTRAS, split_extras
 from dynamic_dpo.errors import DataError
 
 logger = logging.getLogger("dynamic_dpo")
@@ -100,7 +101,11 @@ def to_preference_pairs(
     pairs = read_rows(
         dataset,
         partial(_read, kind=kind, as_messages=as_messages, options=options),
-        columns={**columns["messages" if as_messages else parts], **dict.fromkeys(_NOTES, TEXT)},
+        columns={
+            **columns["messages" if as_messages else parts],
+            **({} if parts == "token_ids" else {EXTRAS: TEXT}),
+            **dict.fromkeys(_NOTES, TEXT),
+        },
         quarantine=quarantine,
         desc="Reading preference pairs",
         needed="preference pair",
@@ -110,8 +115,12 @@ def to_preference_pairs(
 
 
 def _read(row: object, *, kind: str, as_messages: bool, options: ShapeOptions) -> tuple[Any, ...]:
-    pair, shapes, unused = read_row(row, kind, as_messages=as_messages, options=options)
-    return (*pair, "\n".join(shapes), "\n".join(unused))
+    pair, shapes, unused, template = read_row(row, kind, as_messages=as_messages, options=options)
+    notes = ("\n".join(shapes), "\n".join(unused))
+    if kind == "token_ids":
+        return (*pair, *notes)
+    bare, extras = split_extras(pair, template)
+    return (*bare, extras, *notes)
 
 
 def _without_notes(pairs: Dataset, quarantine: Quarantine) -> Dataset:
@@ -121,6 +130,8 @@ def _without_notes(pairs: Dataset, quarantine: Quarantine) -> Dataset:
         names = ", ".join(f"{name} ({count} rows)" for name, count in unused.most_common())
         source = f"{quarantine.source}: " if quarantine.source else ""
         logger.warning("%snothing reads %s", source, names)
+    if EXTRAS in pairs.column_names and not pc.any(pc.not_equal(pairs.data.column(EXTRAS), "")).as_py():
+        pairs = pairs.remove_columns(EXTRAS)
     quarantine.shapes.update(shapes)
     quarantine.unused.update(unused)
     return pairs.remove_columns(list(_NOTES))

@@ -60,6 +60,7 @@ def prepare_preferences(
     truncation_mode: str = "keep_start",
     columns: Mapping[str, str] | None = None,
     ranking: RankingRule = "best_worst",
+    template_kwargs: Mapping[str, Any] | None = None,
     answer_tokens: str = "assistant",
     quarantine_max_share: float = 0.05,
     report_dir: str | os.PathLike[str] | None = None,
@@ -83,6 +84,8 @@ def prepare_preferences(
         truncation_mode: ``keep_start`` or ``keep_end``.
         columns: ``prompt``, ``chosen``, ``rejected`` or ``system`` to the column that holds it, where it has another
             name; usual names are found by themselves.
+        template_kwargs: Arguments of the chat template, such as ``enable_thinking``; those of a row's own column
+            ``chat_template_kwargs`` stand over them.
         ranking: Which two of several ranked answers become a pair, see `ShapeOptions`.
         answer_tokens: Which tokens of an answer are scored: those of the ``assistant``, or ``all`` behind the prompt.
         quarantine_max_share: Largest share of unusable rows accepted, in [0, 1].
@@ -105,6 +108,8 @@ def prepare_preferences(
         "truncation_mode": truncation_mode,
         "answer_tokens": answer_tokens,
     }
+    if template_kwargs:
+        lengths["template_kwargs"] = dict(template_kwargs)
 
     options = ShapeOptions(columns or {}, ranking).check()
 

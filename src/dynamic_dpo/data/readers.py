@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, NamedTuple
 
 from dynamic_dpo.data.encode import EncodedTexts, PairEncoder
 from dynamic_dpo.data.pairing import TOKEN_FIELDS, Message, Pair, SampledPair
 from dynamic_dpo.data.quarantine import BadRow
-from dynamic_dpo.data.render import RenderedPair, as_conversation, render_pairs, require_chat_template
+from dynamic_dpo.data.render import (
+    RenderedPair,
+    as_conversation,
+    render_pairs,
+    require_chat_template,
+    template_of,
+)
 from dynamic_dpo.data.truncate import TokenPair
 from dynamic_dpo.data.turns.endings import Ending, Span, end_of_messages, end_of_text, human_turns
+from dynamic_dpo.data.turns.extras import join_extras, template_arguments, unwritten_field
 from dynamic_dpo.data.turns.mask import check_answer_tokens, gaps, token_spans, with_turn_ends
 from dynamic_dpo.errors import DataError
+from dynamic_dpo.utils.hashing import content_hash
 from dynamic_dpo.utils.templates import stop_token_ids
 
 logger = logging.getLogger("dynamic_dpo")
@@ -26,6 +34,7 @@ logger = logging.getLogger("dynamic_dpo")
 # A generation prompt may end in a few tokens that a finished conversation lacks (an empty thought block); a
 # template that rewrites the prompt itself differs in more.
 _MAX_TEMPLATE_SHIFT: Final = 8
+_BARE: Final = ("role", "content")
 
 
 class ReadPair(NamedTuple):
@@ -73,8 +82,11 @@ class PairReader(ABC):
         self._blank_tokens: dict[int, bool] = {}
 
     @abstractmethod
-    def encode(self, pairs: Sequence[Any]) -> list[ReadPair | BadRow]:
-        """Return the ids of each prompt alone and of the two whole sequences, a batch at a time."""
+    def encode(self, pairs: Sequence[Any], extras: Sequence[str] | None = None) -> list[ReadPair | BadRow]:
+        """Return the ids of each prompt alone and of the two whole sequences, a batch at a time.
+
+        Of text and ids there is nothing in ``extras``.
+        """
 
     @abstractmethod
     def finish(self, encoded: EncodedTexts) -> CutPair:
@@ -95,7 +107,7 @@ class IdReader(PairReader):
 
     columns = TOKEN_FIELDS
 
-    def encode(self, pairs: Sequence[Pair]) -> list[ReadPair | BadRow]:
+    def encode(self, pairs: Sequence[Pair], extras: Sequence[str] | None = None) -> list[ReadPair | BadRow]:
         """Return the parts themselves; nothing is joined."""
         return [ReadPair(EncodedTexts(*pair)) for pair in pairs]
 
@@ -119,10 +131,10 @@ class TextReader(PairReader):
         self.eos = require_eos(tokenizer)
         self.encoder = PairEncoder(tokenizer, add_special_tokens=True)
 
-    def encode(self, pairs: Sequence[Pair]) -> list[ReadPair | BadRow]:
+    def encode(self, pairs: Sequence[Pair], extras: Sequence[str] | None = None) -> list[ReadPair | BadRow]:
         """Tokenise prompt, prompt + chosen and prompt + rejected."""
         ended = [self._ended(*pair) for pair in pairs]
-        texts = [(prompt, prompt + chosen, prompt + rejected) for (prompt, chosen, rejected), _ in ended]
+        texts = [(prompt, prompt + chosen, prompt + rejected) for (prompt, chosen, rejected), *_ in ended]
         return [self._read(each, ids) for each, ids in zip(ended, self.encoder(texts), strict=True)]
 
     def _ended(self, prompt: str, chosen: str, rejected: str) -> _EndedPair:
@@ -133,7 +145,7 @@ class TextReader(PairReader):
         return _ended(prompt, end_of_text(prompt, chosen), end_of_text(prompt, rejected))
 
     def _read(self, ended: _EndedPair, ids: EncodedTexts) -> ReadPair:
-        (prompt, *answers), num_dropped = ended
+        (prompt, *answers), num_dropped, _ = ended
         chosen, rejected = (
             self._foreign(prompt, answer, whole) for answer, whole in zip(answers, ids[1:], strict=True)
         )
@@ -174,20 +186,58 @@ class MessageReader(PairReader):
         DataError: If the tokenizer has no chat template.
     """
 
-    def __init__(self, tokenizer: Any, answer_tokens: str = "assistant") -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        answer_tokens: str = "assistant",
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(tokenizer, answer_tokens)
         require_chat_template(tokenizer)
+        self.template_kwargs = dict(template_kwargs or {})
         self.encoder = PairEncoder(tokenizer, add_special_tokens=False)
 
-    def encode(self, pairs: Sequence[Any]) -> list[ReadPair | BadRow]:
-        """Render and tokenise; the template's text holds its special tokens, none are added."""
-        ended = [self._ended(pair) for pair in pairs]
-        rendered = render_pairs(self.tokenizer, [each.pair for each in ended])
+    def encode(self, pairs: Sequence[Any], extras: Sequence[str] | None = None) -> list[ReadPair | BadRow]:
+        """Render and tokenise; the template's text holds its special tokens, none are added.
+
+        Args:
+            pairs: Pairs of messages with role and content.
+            extras: What else the chat template is given, by pair, see `dynamic_dpo.data.turns.extras`.
+        """
+        joined = [join_extras(*both) for both in zip(pairs, extras or [""] * len(pairs), strict=True)]
+        ended = [
+            self._ended(pair)._replace(arguments=template_arguments(own, self.template_kwargs))
+            for pair, own in joined
+        ]
+        rendered = self._rendered(ended)
         encoded = iter(self.encoder([texts for texts in rendered if isinstance(texts, RenderedPair)]))
         return [
             texts if isinstance(texts, BadRow) else self._read(each, texts, next(encoded))
             for texts, each in zip(rendered, ended, strict=True)
         ]
+
+    def _rendered(self, ended: Sequence[_EndedPair]) -> list[RenderedPair | BadRow]:
+        """Render pairs, those with equal arguments of the template together."""
+        found: dict[int, RenderedPair | BadRow] = {}
+        groups: dict[str, list[int]] = {}
+        for place, (pair, _, arguments) in enumerate(ended):
+            messages = (*pair.prompt, *pair.chosen, *pair.rejected)
+            is_plain = not arguments and all(len(message) == len(_BARE) for message in messages)
+            missing = (
+                None
+                if is_plain
+                else unwritten_field(template_of(self.tokenizer, arguments), messages, arguments)
+            )
+            if missing is None:
+                groups.setdefault(content_hash(arguments) if arguments else "", []).append(place)
+            else:
+                found[place] = BadRow("template_without_field", f"{missing} in {pair.prompt!r}")
+        for places in groups.values():
+            pairs = [ended[place].pair for place in places]
+            found.update(
+                zip(places, render_pairs(self.tokenizer, pairs, ended[places[0]].arguments), strict=True)
+            )
+        return [found[place] for place in range(len(ended))]
 
     def _ended(self, pair: Any) -> _EndedPair:
         if self.all_count:
@@ -195,10 +245,10 @@ class MessageReader(PairReader):
         return _ended(pair.prompt, end_of_messages(pair.chosen), end_of_messages(pair.rejected))
 
     def _read(self, ended: _EndedPair, texts: RenderedPair, ids: EncodedTexts) -> ReadPair | BadRow:
-        (prompt, *answers), num_dropped = ended
+        (prompt, *answers), num_dropped, arguments = ended
         try:
             chosen, rejected = (
-                self._foreign(prompt, answer, text, whole)
+                self._foreign(prompt, answer, text, whole, arguments)
                 for answer, text, whole in zip(answers, texts[1:], ids[1:], strict=True)
             )
         except BadRow as bad:
@@ -206,12 +256,17 @@ class MessageReader(PairReader):
         return ReadPair(ids, (chosen, rejected), num_dropped)
 
     def _foreign(
-        self, prompt: list[Message], answer: list[Message], text: str, ids: list[int]
+        self,
+        prompt: list[Message],
+        answer: list[Message],
+        text: str,
+        ids: list[int],
+        arguments: Mapping[str, Any],
     ) -> Sequence[Span]:
         """Return what the assistant does not write within an answer, in tokens of the whole sequence."""
         if len(answer) == 1 or self.all_count:
             return ()
-        written = as_conversation(self.tokenizer, prompt + answer, text).written(len(prompt))
+        written = as_conversation(self.tokenizer, prompt + answer, text, arguments).written(len(prompt))
         spans = token_spans(self.tokenizer, text, ids, gaps(written), add_special_tokens=False)
         return with_turn_ends(ids, spans, stops=self.stops, is_blank=self._is_blank)
 
@@ -253,13 +308,20 @@ class SampledReader(MessageReader):
     columns = SampledPair._fields
     kind = SampledPair
 
-    def __init__(self, tokenizer: Any, answer_tokens: str = "assistant") -> None:
-        super().__init__(tokenizer, answer_tokens)
+    def __init__(
+        self,
+        tokenizer: Any,
+        answer_tokens: str = "assistant",
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(tokenizer, answer_tokens, template_kwargs)
         self._has_warned = False
 
-    def encode(self, pairs: Sequence[SampledPair]) -> list[ReadPair | BadRow]:
+    def encode(
+        self, pairs: Sequence[SampledPair], extras: Sequence[str] | None = None
+    ) -> list[ReadPair | BadRow]:
         """Return the rendered prompt, and behind it the answers' own ids and the template's stop token."""
-        encoded = super().encode([Pair(*pair[:3]) for pair in pairs])
+        encoded = super().encode([Pair(*pair[:3]) for pair in pairs], extras)
         return [
             read if isinstance(read, BadRow) else read._replace(texts=self._as_sampled(pair, read.texts))
             for pair, read in zip(pairs, encoded, strict=True)
@@ -309,10 +371,11 @@ def require_eos(tokenizer: Any) -> int:
 
 
 class _EndedPair(NamedTuple):
-    """A pair up to the ends of its answers, and the turns that stood behind them."""
+    """A pair up to the ends of its answers, the turns that stood behind them, and the arguments of its template."""
 
     pair: Pair
     num_dropped: int
+    arguments: Mapping[str, Any] = {}
 
 
 def _moved(spans: Sequence[Span], by: int) -> list[Span]:

@@ -6,7 +6,7 @@ token by token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
@@ -22,6 +22,7 @@ from dynamic_dpo.data.quarantine import BadRow, Quarantine
 from dynamic_dpo.data.readers import IdReader, MessageReader, PairReader, ReadPair, SampledReader, TextReader
 from dynamic_dpo.data.truncate import LengthLimits, TokenPair, truncate_pair
 from dynamic_dpo.data.turns.endings import Span
+from dynamic_dpo.data.turns.extras import EXTRAS
 from dynamic_dpo.data.turns.mask import answer_mask, last_scored
 
 MASK_FIELDS: Final = ("chosen_mask", "rejected_mask")
@@ -69,6 +70,7 @@ def tokenize_pairs(
     max_completion_length: int | None = None,
     truncation_mode: str = "keep_start",
     answer_tokens: str = "assistant",
+    template_kwargs: Mapping[str, Any] | None = None,
     num_proc: int | None = None,
     quarantine: Quarantine | None = None,
 ) -> TokenizedPairs:
@@ -89,6 +91,7 @@ def tokenize_pairs(
         truncation_mode: ``keep_start`` or ``keep_end``, see ``LengthLimits``.
         answer_tokens: Which tokens of an answer are scored: those that the ``assistant`` writes, the end of each of
             its turns included, or ``all`` behind the prompt, whose ids are those of TRL.
+        template_kwargs: Arguments of the chat template, such as ``enable_thinking``; a row's own stand over them.
         num_proc: Worker processes; None works in this one, with the tokenizer's own threads.
         quarantine: Where to put rows that cannot be used; a new one by default.
 
@@ -107,9 +110,9 @@ def tokenize_pairs(
     elif isinstance(dataset.features["prompt"], Value):
         reader = TextReader(tokenizer, answer_tokens)
     elif "chosen_ids" in dataset.column_names:
-        reader = SampledReader(tokenizer, answer_tokens)
+        reader = SampledReader(tokenizer, answer_tokens, template_kwargs)
     else:
-        reader = MessageReader(tokenizer, answer_tokens)
+        reader = MessageReader(tokenizer, answer_tokens, template_kwargs)
     tokenized = map_tables(
         dataset,
         _Tokenizer(reader, limits),
@@ -136,7 +139,9 @@ class _Tokenizer:
         rows = table.column("row").to_pylist() if "row" in table.column_names else indices
         columns = (table.column(name).to_pylist() for name in self.reader.columns)
         pairs = [self.reader.kind(*parts) for parts in zip(*columns, strict=True)]
-        records = [self._record(row, read) for row, read in zip(rows, self.reader.encode(pairs), strict=True)]
+        extras = table.column(EXTRAS).to_pylist() if EXTRAS in table.column_names else None
+        read = self.reader.encode(pairs, extras)
+        records = [self._record(row, one) for row, one in zip(rows, read, strict=True)]
         schema = _FEATURES.arrow_schema
         arrays = [
             _array(list(column), field.type)

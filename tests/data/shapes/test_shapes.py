@@ -202,7 +202,7 @@ def test_rows_without_a_preference_or_with_two_systems_are_set_aside(
 
 def test_plain_text_has_no_place_for_a_system_text_and_says_so() -> None:
     row = {"system": "Be brief.", "prompt": Q, "chosen": GOOD, "rejected": BAD}
-    with pytest.raises(BadRow, match="system_without_template"):
+    with pytest.raises(BadRow, match="needs_template"):
         read_row(row, "text")
     assert read_row({**row, "system": " \u200b"}, "text").pair == (Q, GOOD, BAD)
 
@@ -326,7 +326,7 @@ def fuzzed(draw: random.Random) -> dict[str, Any]:
             row[name] = draw.choice(odd)
         elif draw.random() < 0.05:
             del row[name]
-    for name in draw.sample(["note", "source", "tags", "meta", "score", "tools"], k=draw.randint(0, 2)):
+    for name in draw.sample(["note", "source", "tags", "meta", "score"], k=draw.randint(0, 2)):
         row[name] = draw.choice(odd)
     return row
 
@@ -334,7 +334,7 @@ def fuzzed(draw: random.Random) -> dict[str, Any]:
 def test_ten_thousand_fuzzed_rows_are_kept_or_set_aside_and_no_column_is_lost_unnamed() -> None:
     draw = random.Random(0)
     rows = [fuzzed(draw) for _ in range(10_000)]
-    added = {"note", "source", "tags", "meta", "score", "tools"}
+    added = {"note", "source", "tags", "meta", "score"}
     kinds = [detect_kind(row) for row in rows]
     kept = total = 0
     for kind in ("text", "messages", "hh", "rollouts"):

@@ -38,6 +38,10 @@ class DatasetSection(Section):
         description="prompt, chosen, rejected or system to the column that holds it, where that has another name; "
         "usual names are found by themselves.",
     )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default={},
+        description="Arguments of the chat template, e.g. enable_thinking; a row's own column of that name wins.",
+    )
     ranking: RankingRule = Field(
         default="best_worst",
         description="Of rows with several ranked answers: which two become the pair.",
