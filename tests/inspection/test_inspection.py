@@ -153,6 +153,20 @@ def test_similarity_is_that_of_the_mean_states_that_predict_the_answers() -> Non
     assert ches(torch.zeros(2, 3), torch.ones(1, 3)) == 0
 
 
+def test_what_others_say_within_an_answer_takes_no_part_in_similarity() -> None:
+    model = tiny_llama(seed=3).eval()
+    pair = {"row": 4, "prompt_ids": [1, 5, 6], "chosen_ids": [7, 8, 3], "rejected_ids": [9, 10, 2]}
+    masks = {"chosen_mask": [1, 0, 1], "rejected_mask": None}
+    [whole, masked] = pair_similarities(model, [pair, pair | masks], progress=False)
+    states = []
+    for name, places in (("chosen_ids", [2, 4]), ("rejected_ids", [2, 3, 4])):
+        ids = torch.tensor([[*pair["prompt_ids"], *pair[name]]])  # type: ignore[misc]
+        with torch.no_grad():
+            states.append(model(ids, output_hidden_states=True).hidden_states[-1][0][places])
+    assert masked.ches == pytest.approx(ches(*states), rel=1e-6)
+    assert masked.ches != pytest.approx(whole.ches, rel=1e-3)
+
+
 # ---- the command ----
 
 
@@ -235,6 +249,26 @@ def test_prompts_shared_with_the_validation_are_found(tmp_path: Path, model: str
     numbers = json.loads((tmp_path / "out" / "inspection.json").read_text())
     assert numbers["leaked"] == [12]
     assert numbers["parts"]["validation"]["pairs"] == 1
+
+
+def test_tokens_that_others_say_within_an_answer_are_counted_apart(tmp_path: Path, model: str) -> None:
+    row = conversation("w5 w6", "w7 w8", "w9")
+    row["chosen"] += [{"role": "user", "content": "w10 w11"}, {"role": "assistant", "content": "w12"}]
+    counts = {}
+    for setting in ("assistant", "all"):
+        path = config(tmp_path, model, [row, row], answer_tokens=setting)
+        out = tmp_path / setting
+        assert inspect_data.main(["--config", str(path), "--out", str(out), "--similarity", "1"]) == 0
+        counts[setting] = json.loads((out / "inspection.json").read_text())["report"]["train"]["masked"][
+            "tokens"
+        ]
+        page = (out / "inspection.html").read_text()
+        assert ("more of others, not scored" in page) == (setting == "assistant")
+    assert counts["assistant"] > 0 == counts["all"]
+    assert (
+        f"{counts['assistant'] // 2} more of others"
+        in (tmp_path / "assistant" / "inspection.html").read_text()
+    )
 
 
 def test_the_same_files_come_of_the_same_data(tmp_path: Path, model: str) -> None:

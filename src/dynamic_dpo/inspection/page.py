@@ -229,8 +229,13 @@ def _shown(found: Inspection) -> Markup:
             f"row {pair.row}",
             [("", pair.prompt)],
             [
-                Output("chosen", pair.chosen, [Chip(f"{pair.num_chosen_tokens} tokens")], is_marked=True),
-                Output("rejected", pair.rejected, [Chip(f"{pair.num_rejected_tokens} tokens")]),
+                Output(
+                    "chosen",
+                    pair.chosen,
+                    _chips(pair.num_chosen_tokens, pair.num_chosen_read),
+                    is_marked=True,
+                ),
+                Output("rejected", pair.rejected, _chips(pair.num_rejected_tokens, pair.num_rejected_read)),
             ],
             chips=[Chip(f"prompt {pair.num_prompt_tokens} tokens")],
         )
@@ -238,6 +243,11 @@ def _shown(found: Inspection) -> Markup:
     ]
     lead = "Decoded from the ids that the model will be given, special tokens included, drawn at random."
     return section("rows", f"{len(found.shown)} pairs as the model sees them", lead, *blocks)
+
+
+def _chips(num_scored: int, num_read: int) -> list[Chip]:
+    chips = [Chip(f"{num_scored} tokens")]
+    return [*chips, Chip(f"{num_read} more of others, not scored")] if num_read else chips
 
 
 def _listed(rows: Sequence[int]) -> str:

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from dynamic_dpo.data.tokenize import MASK_FIELDS
+
 
 class PairSimilarity(NamedTuple):
     """One pair and its score.
@@ -57,7 +59,7 @@ def pair_similarities(
 
     Args:
         model: A causal language model, in evaluation mode.
-        pairs: Rows with ``row, prompt_ids, chosen_ids, rejected_ids``.
+        pairs: Rows with ``row, prompt_ids, chosen_ids, rejected_ids``, and masks where others speak within an answer.
         total: How many there are, for the bar.
         progress: Whether a terminal gets a progress bar.
 
@@ -69,15 +71,19 @@ def pair_similarities(
     with torch.inference_mode():
         for pair in bar:
             states = [
-                _states(model, pair["prompt_ids"], pair[name]) for name in ("chosen_ids", "rejected_ids")
+                _states(model, pair["prompt_ids"], pair[ids], pair.get(mask))
+                for ids, mask in zip(("chosen_ids", "rejected_ids"), MASK_FIELDS, strict=True)
             ]
             found.append(PairSimilarity(int(pair["row"]), ches(*states)))
     return found
 
 
-def _states(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
-    """Return the last hidden states that predict an answer's tokens. Shape [len(answer), H]."""
+def _states(
+    model: Any, prompt: Sequence[int], answer: Sequence[int], mask: Sequence[int] | None = None
+) -> Tensor:
+    """Return the last hidden states that predict an answer's scored tokens. Shape [T, H]."""
     ids = torch.tensor([[*prompt, *answer]], device=model.device)
     states: Tensor = model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states[-1][0]
     # The state at a position predicts the token behind it.
-    return states[len(prompt) - 1 : -1]
+    predicting = states[len(prompt) - 1 : -1]
+    return predicting if mask is None else predicting[torch.tensor(mask, device=states.device) > 0]

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 
+from dynamic_dpo.data.tokenize import MASK_FIELDS
+
 _BATCH_SIZE = 256
 # Where words are not set apart by spaces, each character is one.
 _ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0e7f"
@@ -23,8 +25,10 @@ class PairTexts(NamedTuple):
         chosen: The chosen answer, special tokens included.
         rejected: The rejected answer, special tokens included.
         num_prompt_tokens: Length of the prompt.
-        num_chosen_tokens: Length of the chosen answer.
-        num_rejected_tokens: Length of the rejected answer.
+        num_chosen_tokens: Length of the chosen answer, in tokens that are scored.
+        num_rejected_tokens: Length of the rejected answer, likewise.
+        num_chosen_read: Tokens within the chosen answer that others say, which are not scored.
+        num_rejected_read: The same of the rejected answer.
     """
 
     row: int
@@ -34,6 +38,8 @@ class PairTexts(NamedTuple):
     num_prompt_tokens: int
     num_chosen_tokens: int
     num_rejected_tokens: int
+    num_chosen_read: int = 0
+    num_rejected_read: int = 0
 
 
 def iter_texts(dataset: Dataset, tokenizer: Any) -> Iterator[PairTexts]:
@@ -42,6 +48,11 @@ def iter_texts(dataset: Dataset, tokenizer: Any) -> Iterator[PairTexts]:
         sides = [batch[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
         texts = [tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False) for ids in sides]
         lengths = [[len(ids) for ids in side] for side in sides]
+        for number, name in enumerate(MASK_FIELDS, start=1):
+            masks = batch.get(name) or [None] * len(batch["row"])
+            read = [0 if mask is None else mask.count(0) for mask in masks]
+            lengths[number] = [whole - part for whole, part in zip(lengths[number], read, strict=True)]
+            lengths.append(read)
         for row, *rest in zip(batch["row"], *texts, *lengths, strict=True):
             yield PairTexts(row, *rest)
 
