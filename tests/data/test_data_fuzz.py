@@ -233,6 +233,10 @@ def test_every_fuzzed_row_is_kept_as_a_tokenised_pair_or_quarantined(
         assert all(pair[name] for name in TOKEN_FIELDS)
         assert pair["chosen_ids"] != pair["rejected_ids"]
         assert len(pair["prompt_ids"]) + max(len(pair["chosen_ids"]), len(pair["rejected_ids"])) <= 64
+        for side in ("chosen", "rejected"):
+            if (mask := pair.get(f"{side}_mask")) is not None:
+                assert len(mask) == len(pair[f"{side}_ids"])
+                assert mask[-1] == 1 > min(mask)
 
 
 @pytest.mark.parametrize("layout", ["messages", "prompt_completion", "text"])

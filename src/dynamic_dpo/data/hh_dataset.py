@@ -118,6 +118,13 @@ def apply_chat_template_to_dataset(dataset: Dataset, tokenizer: Any) -> Dataset:
         {"prompt": TEXT, "chosen": TEXT, "rejected": TEXT, "row": Value("int64"), **PROBLEM_FEATURES}
     )
     rendered = map_tables(dataset, _Renderer(tokenizer), features=features, desc="Applying the chat template")
+    if num_mixed := sum(map(_others_speak_within, *(dataset[name] for name in ("chosen", "rejected")))):
+        logger.warning(
+            "in %d of %d pairs others speak within an answer: as text all of it is scored. Train on the messages "
+            "themselves to score the assistant's turns alone",
+            num_mixed,
+            len(dataset),
+        )
     return _report(move_bad_rows(rendered, quarantine), quarantine, len(dataset))
 
 
@@ -145,6 +152,15 @@ class _Renderer:
                 records.append((prompt, *answers, index, None, None))
         names = (*Pair._fields, "row", *PROBLEM_FEATURES)
         return pa.table(dict(zip(names, map(list, zip(*records, strict=True)), strict=True)))
+
+
+def _others_speak_within(*answers: Any) -> bool:
+    return any(
+        message["role"] != "assistant"
+        for answer in answers
+        if not isinstance(answer, str)
+        for message in end_of_messages(answer).answer
+    )
 
 
 def _ended(prompt: Any, chosen: Any, rejected: Any) -> Pair:

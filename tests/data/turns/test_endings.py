@@ -142,3 +142,14 @@ def test_rendered_text_has_no_turn_behind_the_answer():
     dataset = Dataset.from_list([{"prompt": [Q], "chosen": [says("a"), THANKS], "rejected": [says("b")]}])
     rendered = apply_chat_template_to_dataset(dataset, chat_tokenizer())[0]
     assert (rendered["chosen"], rendered["rejected"]) == ("a<|im_end|>", "b<|im_end|>")
+
+
+def test_rendered_text_in_which_others_speak_is_warned_of(caplog):
+    rows = [{"prompt": [Q], "chosen": [says("a"), THANKS, says("c")], "rejected": [says("b"), THANKS]}]
+    apply_chat_template_to_dataset(Dataset.from_list(rows * 2), chat_tokenizer())
+    assert "in 2 of 2 pairs others speak within an answer: as text all of it is scored" in caplog.text
+    caplog.clear()
+    apply_chat_template_to_dataset(
+        Dataset.from_list([rows[0] | {"chosen": [says("a"), THANKS]}]), chat_tokenizer()
+    )
+    assert "others speak" not in caplog.text

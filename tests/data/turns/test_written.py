@@ -1,13 +1,21 @@
 """The mask of answers with several turns, by templates of many kinds: which text is scored, and which is not."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
+import trl
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from dynamic_dpo.data.pairing import Pair
 from dynamic_dpo.data.preference import to_preference_pairs
 from dynamic_dpo.data.prepare import prepare_preferences
+from dynamic_dpo.data.readers import MessageReader
 from dynamic_dpo.data.tokenize import MASK_FIELDS, tokenize_pairs
+from dynamic_dpo.data.turns.mask import answer_mask
 from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.utils.templates import LLAMA3_CHAT_TEMPLATE
 from helpers_tokenizers import CHATML, STYLES, make_tokenizer
@@ -259,3 +267,84 @@ def test_masked_pairs_and_tokens_stand_in_the_report(tmp_path, caplog):
     )
     assert report["settings"]["answer_tokens"] == "assistant"
     assert f"in 6 pairs others speak within an answer; {zeros} tokens" in caplog.text
+
+
+TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+TEXTS = ["It is blue.", "a story", "Paris", "good day", "once"]
+CONTROL = re.compile(
+    r"<\|[^|>\s]+\|>|</?s>|</?think>|<(?:end|start)_of_turn>|<turn\|>|<\|turn>|\[gMASK\]|<\uff5c[^\uff5c]+\uff5c>"
+)
+ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|END_OF_TURN_TOKEN|>", "<|return|>", "<|end|>", "<|eot|>",
+        "<turn|>", "<\uff5cend\u2581of\u2581sentence\uff5c>")  # fmt: skip
+
+
+def published(name):
+    """The tokenizer of a published template: its control words are tokens."""
+    text = (TEMPLATES / name).read_text(encoding="utf-8")
+    tokenizer = make_tokenizer("qwen2")
+    control = sorted({*CONTROL.findall(text)})
+    tokenizer.add_special_tokens({"additional_special_tokens": control})
+    tokenizer.eos_token = next((end for end in ENDS if end in control), "</s>")
+    tokenizer.bos_token, tokenizer.chat_template = "<s>", text
+    return tokenizer
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in TEMPLATES.glob("*.jinja")))
+def test_turns_are_found_in_the_published_templates_that_trl_brings(name):
+    tokenizer = published(name)
+    turns = [says(text) if i % 2 == 0 else {"role": "user", "content": text} for i, text in enumerate(TEXTS)]
+    result = tokenised(
+        [{"prompt": [Q], "chosen": turns, "rejected": [says("No!")]}], tokenizer, max_length=9999
+    )
+    if len(result.quarantine):
+        # Contents in parts, or a thought in the prompt alone that this tokenizer spells in more than eight tokens.
+        assert {*result.quarantine.counts()} <= {"template_error", "template_not_prefix"}
+        assert name.startswith(("llava", "qwen3_5_nothink", "qwen3_6", "qwen3_5_think"))
+        return
+    found = pieces(result.dataset[0], "chosen", tokenizer)
+    if "idefics" in name or "smolvlm" in name:  # These show no content in text.
+        assert len(found) == 5
+        return
+    assert len(found) == 5, found
+    for place, (piece, text) in enumerate(zip(found, TEXTS, strict=True)):
+        assert isinstance(piece, list) == bool(place % 2)
+        piece = piece[0] if isinstance(piece, list) else piece
+        assert text in piece
+        assert not any(other in piece for other in TEXTS if other != text)
+        if place % 2 == 0:
+            # Nothing of a header, but thoughts, channels and ends; GLM's end is the next user's tag.
+            piece = piece.removesuffix("<|user|>").removesuffix("<|user|></s>")
+            assert not re.search(r"user\b(?!<\|message)|assistant|Assistant|model\n|CHATBOT", piece), piece
+
+
+contents = st.text("ab 1\n\t.é天🙂<|>", max_size=8) | st.sampled_from(
+    ["<|im_end|>", "</s> a", "\u200b", " ", "a\r\nb"]
+)
+turns_of_anybody = st.lists(
+    st.tuples(st.sampled_from(["assistant", "assistant", "user", "tool", "system"]), contents), max_size=6
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(first=contents, turns=turns_of_anybody, style=st.sampled_from(["gpt2", "llama3", "qwen2"]))
+def test_of_any_conversation_the_assistants_turns_are_scored_and_nothing_else(first, turns, style):
+    tokenizer = make_tokenizer(style, eos="<|im_end|>", chat_template=CHATML)
+    answer = [says(first), *({"role": role, "content": text} for role, text in turns)]
+    rejected = [says("No!")]
+    reader = MessageReader(tokenizer)
+    (read,) = reader.encode([Pair([Q], answer, rejected)])
+    whole, _ = reader.finish(read.texts)
+    mask = answer_mask(read.foreign[0], num_prompt=len(whole.prompt), num_answer=len(whole.chosen))
+    mask = mask or [1] * len(whole.chosen)
+    assert mask[-1] == 1
+    runs = [[]]
+    for token, counts in zip(whole.chosen, mask, strict=True):
+        if counts:
+            runs[-1].append(token)
+        elif runs[-1]:
+            runs.append([])
+    said = [message["content"] for message in answer if message["role"] == "assistant"]
+    scored = [tokenizer.decode(run) for run in runs]
+    # A line break that became one token with the header's belongs to what the assistant writes.
+    assert [text.strip() for text in scored] == [(text + "<|im_end|>").strip() for text in said]
+    assert [text.lstrip("\n") for text in scored] == [(text + "<|im_end|>").lstrip("\n") for text in said]

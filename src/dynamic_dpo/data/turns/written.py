@@ -3,7 +3,7 @@
 Templates differ, so nothing is assumed about them. A turn is found by what the template itself says of it, and taken
 only where that is proven on the text:
 
-1. by ``{% generation %}`` marks, if there is one a turn and it holds what the turn says;
+1. by ``{% generation %}`` marks, if there is one a turn and it holds what the turn says, without a header in them;
 2. else by prefixes: the conversation before the turn, with the generation prompt, and the conversation up to the turn
    are both what the text begins with;
 3. where a template writes a turn differently once others follow, by a mark put at the turn's beginning or end:
@@ -78,9 +78,20 @@ class Conversation:
             for turn, span in zip(turns, spans, strict=True)
         ):
             return []
-        starts = [0, *(span.start for span in spans[1:])]
+        # Some marks begin before the header of a turn, which is not written but given.
+        starts = [
+            0,
+            *(self._behind_header(turn, span) for turn, span in zip(turns[1:], spans[1:], strict=True)),
+        ]
         ends = [*(span.end for span in spans[:-1]), len(self.text)]
         return [Span(*borders) for borders in zip(starts, ends, strict=True)]
+
+    def _behind_header(self, turn: int, span: Span) -> int:
+        try:
+            start = self._start(turn)
+        except BadRow:
+            return span.start
+        return start if span.start < start < span.end else span.start
 
     def _start(self, turn: int) -> int:
         before = self.messages[:turn]
