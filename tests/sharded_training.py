@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaForCausalLM
 
 from dynamic_dpo.engine.config import EngineConfig
-from dynamic_dpo.methods import DPO, BetaDPO, BetaDPOConfig, Risk, RiskConfig
+from dynamic_dpo.methods import DPO, SFT, AOTUnpaired, BetaDPO, BetaDPOConfig, Risk, RiskConfig
 from dynamic_dpo.methods.base import Control, LogitChunk, Needs, PairForward, TokenStatistic
+from dynamic_dpo.methods.objective import Adjusted, ObjectiveConfig, ReferenceSync
 from dynamic_dpo.trainers import PreferenceTrainer
 from dynamic_dpo.utils.process_group import end_process, process_group
 from tiny import VOCAB, random_pairs, tiny_gpt2, tiny_llama, tiny_qwen2, training_arguments, word_tokenizer
@@ -115,6 +116,19 @@ CASES: dict[str, dict[str, Any]] = {
         "num_pairs": 17,
         "arguments": {},
     },
+    # Pairs that hang together over both ranks, and a mean over both ranks' tokens.
+    "coupled": {
+        "ref_model": lambda: tiny_llama(seed=9),
+        "method": lambda: Adjusted(AOTUnpaired(scope="step"), ObjectiveConfig(ld_alpha=0.5), [(SFT(), 0.3)]),
+        "num_pairs": 17,
+        "arguments": {},
+    },
+    # A reference of shards that follows a policy of shards, with tied weights.
+    "moving": {
+        "model": tiny_qwen2,
+        "reference_sync": ReferenceSync(steps=2, mixup_alpha=0.3),
+        "arguments": {"save_strategy": "steps", "save_steps": 3},
+    },
     "soft_capped": {"model": soft_capped, "arguments": {"activation_checkpointing": True}},
     "bent": {"model": bent, "arguments": {"max_steps": 3}},
     "bf16": {
@@ -185,6 +199,7 @@ def build(name: str, folder: Path, pairs_of_rank: int, **arguments: Any) -> Pref
         word_tokenizer(),
         peft_config=case["peft_config"]() if "peft_config" in case else None,
         method=case["method"](),
+        reference_sync=case.get("reference_sync"),
         engine=EngineConfig(
             **{"tokens_per_microbatch": 60, "head_chunk": 8, **case.get("engine", {})},
             # Of its own: two cases have the same weights and another way to logits.

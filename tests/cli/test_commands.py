@@ -17,6 +17,7 @@ from dynamic_dpo.cli.build_training import load_policy
 from dynamic_dpo.config import dump_yaml, get_training_config
 from dynamic_dpo.models.sources import file_fingerprint, resolve_model, weights_fingerprint
 from dynamic_dpo.models.trained_adapter import find_policy
+from dynamic_dpo.runs import files
 from tiny import tiny_gpt2, tiny_llama, word_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -207,6 +208,17 @@ def test_every_method_trains_from_its_setting(config_file: Path, tmp_path: Path,
     assert summary["method"]["name"] == method
     assert summary["controller_updates"] == 4
     assert Path(summary["margins_path"]).parent.name == ("fixed" if method == "dpo" else "margins")
+
+
+def test_an_objective_and_a_reference_that_follows_come_from_settings(
+    config_file: Path, tmp_path: Path
+) -> None:
+    changed = ["objective.add.sft=0.5", "objective.ld_alpha=0.5", "reference_sync.steps=1"]
+    assert train_dpo.main(["--config", str(config_file), *changed]) == 0
+    summary = summary_of(tmp_path / "run")
+    assert summary["method"]["loss"]["objective"] == {"ld_alpha": 0.5, "added": {"sft": 0.5}}
+    assert (summary["reference_computed"], summary["reference_reused"]) == (0, 0)
+    assert [*(tmp_path / "run").glob(f"checkpoint-*/{files.REFERENCE_WEIGHTS}")]
 
 
 def test_train_sft_trains_on_completions_only_and_saves_a_model(config_file: Path, tmp_path: Path) -> None:

@@ -327,6 +327,8 @@ def chosen_with(path):
     section = path.split(".")[0]
     if path == "objective.f_alpha":
         return {"objective": {"f_divergence": "alpha_divergence"}}
+    if path == "reference_sync.mixup_alpha":
+        return {"reference_sync": {"steps": 8}}
     if path == "objective.add.dpo":
         return {"method": {"loss": "ipo"}}
     return {"method": {"name": section}} if section in get_args(MethodName) else {}

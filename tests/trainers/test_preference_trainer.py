@@ -627,7 +627,6 @@ def test_a_trl_config_is_taken_as_args(tmp_path: Path) -> None:
         ("ld_alpha", 0.5, "or to its objective"),
         ("f_divergence_type", "forward_kl", "or to its objective"),
         ("use_weighting", True, "or to its objective"),
-        ("sync_ref_model", True, "the reference is fixed"),
         ("deepspeed", "config.json", "DeepSpeed is not supported"),
         ("auto_find_batch_size", True, "lower engine.tokens_per_microbatch"),
     ],

@@ -57,7 +57,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Launch:
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Launch:
     folder = tmp_path_factory.mktemp("sharded") / "runs"
-    return launch(folder, *CASES, f"full:{folder}/full/checkpoint-10", ranks=2, sharded=True)
+    resumed = [f"full:{folder}/full/checkpoint-10", f"moving:{folder}/moving/checkpoint-3"]
+    return launch(folder, *CASES, *resumed, ranks=2, sharded=True)
 
 
 @pytest.mark.parametrize("case", FLOAT32)
@@ -119,12 +120,13 @@ def margins_of(launch: Launch, case: str, step: int) -> tuple[torch.Tensor, torc
     return table[:, 1], table[:, 2]
 
 
-def test_a_sharded_run_goes_on_from_its_checkpoint_to_the_bit(sharded: Launch) -> None:
-    uninterrupted, resumed = (sharded.ranks[0][name] for name in ("full", "full_resumed"))
+@pytest.mark.parametrize("case", ["full", "moving"])
+def test_a_sharded_run_goes_on_from_its_checkpoint_to_the_bit(sharded: Launch, case: str) -> None:
+    uninterrupted, resumed = (sharded.ranks[0][name] for name in (case, f"{case}_resumed"))
     for what in ("losses", "norms", "evaluations", "state", "pairs_seen"):
         assert resumed[what] == uninterrupted[what], what
-    weights = sharded.weights("full_resumed")
-    for name, values in sharded.weights("full").items():
+    weights = sharded.weights(f"{case}_resumed")
+    for name, values in sharded.weights(case).items():
         assert torch.equal(weights[name], values), name
 
 

@@ -64,6 +64,7 @@ def train_dpo(config: TrainingConfig) -> Any:
     )
     from dynamic_dpo.data import prepare_preferences
     from dynamic_dpo.engine.config import EngineConfig
+    from dynamic_dpo.methods.objective import ReferenceSync
     from dynamic_dpo.models.sources import is_same_model, load_tokenizer
     from dynamic_dpo.models.trained_adapter import find_policy, gives_base_back, policy_fingerprint
     from dynamic_dpo.models.vocabulary import check_same_tokens
@@ -135,6 +136,7 @@ def train_dpo(config: TrainingConfig) -> Any:
         reference_is_base=base_is_reference,
         run_config=config.to_dict(),
         resume_changed=section.resume_changed,
+        reference_sync=config.read(ReferenceSync),
     )
     if is_first_rank():
         config.save(Path(section.save_dir) / files.CONFIG)

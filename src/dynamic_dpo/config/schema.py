@@ -36,6 +36,7 @@ from dynamic_dpo.config.sections.loops import IterateSection, LoopEvaluationSect
 from dynamic_dpo.config.sections.methods import (
     MethodSection,
     ObjectiveSection,
+    ReferenceSyncSection,
     ruled_out,
     unread_settings,
     with_method_sections,
@@ -90,6 +91,7 @@ class TrainingConfig(_WithMethods):
     """The file of ``train-dpo``, ``train-sft`` and ``dynamic-dpo rollout``; made by :func:`get_training_config`."""
 
     objective: ObjectiveSection = Field(default_factory=ObjectiveSection)
+    reference_sync: ReferenceSyncSection = Field(default_factory=ReferenceSyncSection)
     margin_log: MarginLogSection = Field(default_factory=MarginLogSection)
     engine: EngineSection = Field(default_factory=EngineSection)
     peft: PeftSection | None = Field(default=None)

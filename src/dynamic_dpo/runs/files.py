@@ -35,6 +35,9 @@ TRAINER_STATE: Final = "trainer_state.json"
 CONTROLLER_STATE: Final = "controller_state.json"
 """In a checkpoint: the method's state, and what else the Hugging Face trainer would forget."""
 
+REFERENCE_WEIGHTS: Final = "reference_model/weights.safetensors"
+"""In a checkpoint of a run whose reference follows the policy: the reference's weights."""
+
 LOG_STATE: Final = "log_state.json"
 """In a checkpoint of a fine-tuning: what its next log entries are made of."""
 

@@ -143,10 +143,6 @@ def _refuse_unsupported(args: Any) -> None:
             args.auto_find_batch_size,
             "a step's pairs are fixed; lower engine.tokens_per_microbatch to save memory",
         ),
-        "sync_ref_model": (
-            bool(getattr(args, "sync_ref_model", False)),
-            "the reference is fixed: its log-probabilities are computed once",
-        ),
     }
     for name, (refused, why) in refusals.items():
         if refused:

@@ -97,6 +97,7 @@ class PolicyAndReference:
         reference_is_base: bool = False,
     ) -> None:
         self.owns_reference = self.keeps_reference = self.is_sharded = False
+        self.moves_reference = False
         self.tail_weight = 1.0
         self._reference_scorer: PairScorer | None = None
         policy: Any = model
@@ -163,7 +164,13 @@ class PolicyAndReference:
         self.reference_dtype: torch.dtype = causal_lm(reference).dtype
 
     def prepare(
-        self, accelerator: Any, *, is_sharded: bool, keep_reference: bool, tail_weight: float = 1.0
+        self,
+        accelerator: Any,
+        *,
+        is_sharded: bool,
+        keep_reference: bool,
+        move_reference: bool = False,
+        tail_weight: float = 1.0,
     ) -> None:
         """Spread the policy over the ranks where it is to be, before anything is computed with it. Collective then.
 
@@ -172,12 +179,18 @@ class PolicyAndReference:
             is_sharded: Whether FSDP2 shards the run's models.
             keep_reference: Whether the reference is to stay at hand for the whole run; full fine-tuning needs a copy
                 of the policy's start.
+            move_reference: Whether the reference is to follow the policy: it then stays at hand too, and is scored
+                beside it.
             tail_weight: Weight of completions' tails in the reference's sums, as in `Needs`.
         """
         self.tail_weight = tail_weight
+        self.moves_reference = move_reference
+        keep_reference |= move_reference
         self.accelerator = accelerator
         self.is_sharded = is_sharded
         self.keeps_reference = keep_reference
+        if move_reference and self.reference_model is not None:
+            self._make_movable(self.reference_model)
         if keep_reference and self.reference_model is None and not self.base_is_reference:
             twin = frozen_twin if is_sharded else copy.deepcopy
             self.reference_model = twin(self.model).requires_grad_(False)
@@ -225,6 +238,9 @@ class PolicyAndReference:
     def forward(self, model: Any, pairs: PairBatch, needs: Needs) -> PairForward:
         """Score pairs with the policy (wrapped as ``model``) and put the reference's values beside them."""
         logps = self.scorer.score(model, pairs, needs=needs, reference=self._live_reference)
+        known = [pairs.ref_chosen_logps, pairs.ref_rejected_logps]
+        if self.moves_reference:
+            known = [*self._score_reference(pairs)[:2]]
 
         def reference(values: torch.Tensor | None) -> torch.Tensor:
             return torch.zeros_like(logps.chosen) if values is None else values.to(logps.chosen)
@@ -232,8 +248,8 @@ class PolicyAndReference:
         return PairForward(
             logps.chosen,
             logps.rejected,
-            reference(pairs.ref_chosen_logps),
-            reference(pairs.ref_rejected_logps),
+            reference(known[0]),
+            reference(known[1]),
             logps.chosen_lengths,
             logps.rejected_lengths,
             logps.statistics,
@@ -366,6 +382,27 @@ class PolicyAndReference:
         with self._as_reference(), autocast_of(self.accelerator):
             needs = Needs(tail_weight=self.tail_weight)
             return scorer.score(model, pairs if len(pairs) else _ANY_PAIR, needs=needs)
+
+    def _make_movable(self, reference: Any) -> None:
+        """Hold a reference that was given in the policy's dtype, in which small moves are not rounded away."""
+        ours, theirs = (dict(model.named_parameters()) for model in (self.model, reference))
+        if {name: one.shape for name, one in ours.items()} != {
+            name: one.shape for name, one in theirs.items()
+        }:
+            raise ModelError(
+                "the reference is to follow the policy, and ref_model has other weights than it: leave it out, "
+                "or give one of the same architecture"
+            )
+        for name, weight in theirs.items():
+            weight.data = weight.data.to(ours[name].dtype)
+        self.reference_dtype = causal_lm(reference).dtype
+
+    def move_reference(self, share: float) -> None:
+        """Make the reference's weights ``share`` times the policy's plus the rest of their own."""
+        with torch.no_grad():
+            pairs = zip(self.reference_model.parameters(), self.model.parameters(), strict=True)
+            for reference, policy in pairs:
+                reference.copy_((1.0 - share) * reference + share * policy)
 
     def release_reference(self) -> None:
         """Free a separate reference model's memory: all of it if it was loaded here, else the GPU's.

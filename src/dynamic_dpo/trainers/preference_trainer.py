@@ -22,7 +22,9 @@ from transformers.trainer_utils import EvalLoopOutput, set_seed
 
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.rows import PairBatch
+from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.methods.base import PreferenceMethod
+from dynamic_dpo.methods.objective import ReferenceSync
 from dynamic_dpo.methods.settings import MAX_NONFINITE
 from dynamic_dpo.runs.margin_log import MarginLogConfig
 from dynamic_dpo.trainers.arguments import (
@@ -40,6 +42,7 @@ from dynamic_dpo.trainers.policy import PolicyAndReference
 from dynamic_dpo.trainers.ranks import check_ranks_agree, clear_rank_errors, reference_hash
 from dynamic_dpo.trainers.recorder import RunRecorder
 from dynamic_dpo.trainers.reference_pass import collate_pairs
+from dynamic_dpo.trainers.reference_sync import MovingReference, sync_of
 from dynamic_dpo.trainers.referenced_data import ReferencedData
 from dynamic_dpo.trainers.resumable_trainer import ResumableTrainer
 from dynamic_dpo.trainers.sharding import same_number_of_batches
@@ -79,6 +82,7 @@ class PreferenceTrainer(ResumableTrainer):
         reference_is_base: Whether the reference is the model under the adapter that the policy came with, and not
             the adapter as it was.
         run_config: The run's whole configuration, to be hashed into its record.
+        reference_sync: How the reference follows the policy; by default as a `trl.DPOConfig` says, else not.
         resume_changed: Whether a run may go on from a checkpoint that other settings or other data have made.
 
     Raises:
@@ -115,6 +119,7 @@ class PreferenceTrainer(ResumableTrainer):
         reference_is_base: bool = False,
         run_config: dict[str, Any] | None = None,
         resume_changed: bool = False,
+        reference_sync: ReferenceSync | None = None,
     ) -> None:
         started = time.time()
         flush_denormal = prepare_process()
@@ -130,6 +135,10 @@ class PreferenceTrainer(ResumableTrainer):
                 "method %s needs no reference: ref_model is neither loaded nor scored", method.name
             )
             ref_model, reference_is_base = None, False
+        self.reference_sync = reference_sync or sync_of(given)
+        has_adapter = peft_config is not None or hasattr(model, "peft_config")
+        for problem in self.reference_sync.problems([method], has_adapter=has_adapter):
+            raise ConfigError(f"reference_sync.{problem}")
         self.engine = engine or EngineConfig()
         self.resume_changed = resume_changed
 
@@ -163,6 +172,7 @@ class PreferenceTrainer(ResumableTrainer):
             self.accelerator,
             is_sharded=self.is_fsdp_enabled,
             keep_reference=method.needs.live_reference,
+            move_reference=self.reference_sync.steps is not None,
             tail_weight=method.needs.tail_weight,
         )
         self.policy.build_scorer(self.engine, router_coefficient=getattr(args, "router_aux_loss_coef", None))
@@ -205,6 +215,9 @@ class PreferenceTrainer(ResumableTrainer):
         )
         self.add_callback(self.recorder)
         self.add_callback(self.run_state)
+        self.moving_reference = MovingReference(self.policy, self.reference_sync)
+        if self.policy.moves_reference:
+            self.add_callback(self.moving_reference)
 
     @property
     def num_updates(self) -> int:
@@ -256,8 +269,8 @@ class PreferenceTrainer(ResumableTrainer):
 
     def ensure_reference(self) -> None:
         """Give every data set its reference log-probabilities; done once, before the policy moves."""
-        if self.data.reference_pass or not self.method.needs.reference:
-            return
+        if self.data.reference_pass or not self.method.needs.reference or self.policy.moves_reference:
+            return  # One that moves is scored beside the policy.
         self.data.open_reference(self.accelerator, show_progress=not self.args.disable_tqdm)
         self.train_dataset = self.data.attach(self.train_dataset, name="train")
         self.eval_dataset = self.data.attach(self.eval_dataset, name="eval")
@@ -377,10 +390,14 @@ class PreferenceTrainer(ResumableTrainer):
     def write_into_checkpoint(self, folder: Path) -> None:
         """Write the run's own state beside the Hugging Face trainer's."""
         self.run_state.save(folder)
+        if self.policy.moves_reference:
+            self.moving_reference.save(folder, self.accelerator)
 
     def read_from_checkpoint(self, folder: Path) -> None:
         """Put the run's own state back."""
         self.run_state.restore(folder)
+        if self.policy.moves_reference:
+            self.moving_reference.load(folder)
 
     def reason_to_stop(self) -> str | None:
         """Return why the method wants the run to end, if it does."""

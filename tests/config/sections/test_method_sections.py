@@ -138,6 +138,20 @@ LOSSES = [name for name, method in METHODS.items() if not method.why_not_steered
             {"objective": {"add": {"epsilon_dpo": 1.0}}},
             "unknown key objective.add.epsilon_dpo; did you mean epsilon_dpo?",
         ),
+        (
+            {"reference_sync": {"steps": 8}, "peft": {}},
+            "reference_sync.steps moves a reference of its own, and with adapters the reference is the model without "
+            "them: train all weights, or leave it out",
+        ),
+        (
+            {"reference_sync": {"steps": 8}, "method": {"name": "simpo"}},
+            "reference_sync.steps has no effect on a loss that needs no reference: leave it out, or choose another "
+            "loss",
+        ),
+        (
+            {"reference_sync": {"mixup_alpha": 1.0}},
+            "reference_sync.mixup_alpha has no effect where the reference stays: set steps, or leave it out",
+        ),
         ({"objective": {"ld_alpha": 1.5}}, "objective.ld_alpha must lie in [0, 1], got 1.5"),
     ],
 )

@@ -13,7 +13,7 @@ from pydantic import Field, create_model, field_validator
 from dynamic_dpo.config.base import Document, Section, refuse
 from dynamic_dpo.config.from_settings import contradictions_in, settings_in, settings_section
 from dynamic_dpo.config.phrases import given
-from dynamic_dpo.methods.objective import ObjectiveConfig, why_not_added
+from dynamic_dpo.methods.objective import ObjectiveConfig, ReferenceSync, why_not_added
 from dynamic_dpo.methods.risk.config import RiskConfig
 from dynamic_dpo.methods.settings import MAX_NONFINITE
 from dynamic_dpo.methods.table import METHODS
@@ -67,6 +67,10 @@ class MethodSection(settings_section("method", RiskConfig, base=_Choice)):  # ty
         ge=0,
         description="Margins that may be NaN or infinite, in total, before the run stops.",
     )
+
+
+class ReferenceSyncSection(settings_section("reference_sync", ReferenceSync)):  # type: ignore[misc]
+    """A reference that follows the policy."""
 
 
 if TYPE_CHECKING:
@@ -156,6 +160,9 @@ def unread_settings(config: Any) -> list[str]:
     losses = [METHODS[one] for one in (read, *added)]
     objective = ObjectiveConfig(**settings_in(config, ObjectiveConfig))
     lines += [f"objective.{problem}" for problem in objective.problems_with(*losses)]
+    sync = ReferenceSync(**settings_in(config, ReferenceSync))
+    problems = sync.problems(losses, has_adapter=config.peft is not None)
+    lines += [f"reference_sync.{problem}" for problem in problems]
     if read in added:
         lines.append(
             f"objective.add.{read} names the method's own loss: remove it and set objective.weight, got "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dynamic_dpo.methods.objective.adjusted import Adjusted, adjusted, why_not_added
+from dynamic_dpo.methods.objective.reference_sync import ReferenceSync
 from dynamic_dpo.methods.objective.settings import ObjectiveConfig
 
-__all__ = ["Adjusted", "ObjectiveConfig", "adjusted", "why_not_added"]
+__all__ = ["Adjusted", "ObjectiveConfig", "ReferenceSync", "adjusted", "why_not_added"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,9 @@ class RunState(TrainerCallback):  # type: ignore[misc]
                 if key not in _ADAPTER_PROVENANCE
             },
         }
+        if policy.moves_reference:
+            # Checkpoints of runs whose reference stays say nothing of it.
+            facts["reference_sync"] = asdict(self.trainer.reference_sync)
         return identity_of(
             args=self.trainer.args,
             method=method,
