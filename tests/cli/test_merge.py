@@ -139,6 +139,46 @@ def test_an_adapter_is_merged_into_its_base_when_asked(adapter: tuple[Path, Any]
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == TEMPLATE
 
 
+@pytest.mark.parametrize("writer", ["a run that came to its end", "peft", "another trainer's checkpoint"])
+def test_the_folder_of_an_adapter_is_merged_into_its_base(
+    writer: str, adapter: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, model = adapter
+    folder = tmp_path / ("run" if writer != "another trainer's checkpoint" else "checkpoint-8")
+    model.save_pretrained(folder)
+    if writer != "peft":
+        word_tokenizer(template="{{ 'other' }}").save_pretrained(folder)
+        (folder / "trainer_state.json").write_text("{}")
+    assert merge.main([str(folder), str(tmp_path / "out")]) == 2
+    assert "is the folder of an adapter, which every command reads as it is: --into-base" in (
+        capsys.readouterr().err
+    )
+    assert merge.main([str(folder), str(tmp_path / "out"), "--into-base"]) == 0
+    assert "its adapter merged into the base; 21 tensors" in capsys.readouterr().out
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokens = torch.arange(12)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(reloaded(tokens).logits, model.eval()(tokens).logits, atol=1e-5, rtol=1e-5)
+    template = TEMPLATE if writer == "peft" else "{{ 'other' }}"
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == template
+    assert not (tmp_path / "out" / "adapter_config.json").exists()
+
+
+def test_an_adapter_that_is_damaged_or_a_checkpoint_without_its_list_is_not_merged(
+    adapter: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, model = adapter
+    (checkpoint / "manifest.json").unlink()
+    assert merge.main([str(checkpoint), str(tmp_path / "out"), "--into-base"]) == 2
+    assert "its writing was never finished" in capsys.readouterr().err
+    model.save_pretrained(tmp_path / "run")
+    weights = tmp_path / "run" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert merge.main([str(tmp_path / "run"), str(tmp_path / "out"), "--into-base"]) == 2
+    assert "does not fit" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_checkpoint_that_is_not_sharded_is_copied(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""``dynamic-dpo merge``: from the checkpoint of an interrupted run, sharded or not, to an ordinary model folder."""
+"""``dynamic-dpo merge``: from a run's checkpoint, sharded or not, or an adapter, to an ordinary model folder."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from dynamic_dpo.cli.common import run_command
 from dynamic_dpo.errors import ConfigError
 
 DESCRIPTION = (
-    "Make an ordinary model folder of a run's checkpoint, on one process and without a GPU. The final model of a run "
-    "that came to its end needs no merging."
+    "Make an ordinary model folder of a run's checkpoint, or of an adapter and its base, on one process and without "
+    "a GPU. The final model of a run that came to its end needs no merging, unless it is an adapter that is to "
+    "become a model (--into-base)."
 )
 
 
@@ -22,7 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="dynamic-dpo merge", description=DESCRIPTION, allow_abbrev=False)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="RUN/checkpoint-N")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="RUN/checkpoint-N, or the folder of an adapter"
+    )
     parser.add_argument("out", metavar="OUT", help="folder to write; must not exist, or be empty")
     parser.add_argument(
         "--model",
@@ -54,9 +57,11 @@ def _command(argv: Sequence[str]) -> int:
         file_bytes=int(options.file_gb * 1e9),
     )
     files = "1 file" if merged.num_files == 1 else f"{merged.num_files} files"
-    source = (
-        "put together from shards" if merged.was_sharded else f"copied: {options.checkpoint} is not sharded"
-    )
+    source = "put together from shards"
+    if not merged.was_sharded:
+        source = f"copied: {options.checkpoint} is not sharded"
+    if options.into_base:
+        source = "its adapter merged into the base"
     print(
         f"{options.out} holds the {merged.kind} of {options.checkpoint}, {source}; {merged.num_tensors} tensors, "
         f"{merged.num_bytes / 1e9:.3g} GB in {files}, read back and compared"

@@ -9,8 +9,12 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
 
 from dynamic_dpo.errors import ConfigError, ModelError
 from dynamic_dpo.models.sources import (
@@ -132,13 +136,19 @@ def open_model(files: ModelFiles, *, device: str, dtype: str) -> tuple[Any, Any]
             raise ModelError(
                 f"{files.adapter} is an adapter, which needs peft: pip install 'dynamic-dpo[peft]'"
             ) from None
-        try:
+        with fitting(files):
             model = PeftModel.from_pretrained(model, str(files.adapter))
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise ModelError(
-                f"the adapter {files.adapter} does not fit {files.base.name}: {error}"
-            ) from error
     return model.to(device).eval(), load_tokenizer(files.tokenizer)
+
+
+@contextmanager
+def fitting(files: ModelFiles) -> Iterator[None]:
+    """Raise `ModelError` for what peft raises where an adapter is damaged, or another model's."""
+    try:
+        yield
+    # A missing or damaged file, other names or sizes, a setting that peft does not know.
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, SafetensorError) as error:
+        raise ModelError(f"the adapter {files.adapter} does not fit {files.base.name}: {error}") from error
 
 
 def free_unused_models() -> None:

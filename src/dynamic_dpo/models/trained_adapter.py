@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamic_dpo.errors import ConfigError, ModelError
-from dynamic_dpo.models.adapters import ADAPTER_FILE, ModelFiles, find_adapter
+from dynamic_dpo.models.adapters import ADAPTER_FILE, ModelFiles, find_adapter, fitting
 from dynamic_dpo.models.sources import file_fingerprint, load_model, resolve_model
 
 
@@ -48,10 +48,8 @@ def load_policy_files(
     peft = _peft()
     if trained:
         model = _ready_for_adapters(model, gradient_checkpointing)
-    try:
+    with fitting(files):
         return peft.PeftModel.from_pretrained(model, str(files.adapter), is_trainable=trained)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"the adapter {files.adapter} does not fit {files.base.name}: {error}") from error
 
 
 def add_adapter(model: Any, peft_config: Any, *, gradient_checkpointing: bool) -> Any:

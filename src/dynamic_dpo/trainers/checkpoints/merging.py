@@ -1,4 +1,4 @@
-"""From the checkpoint of an interrupted run to an ordinary model folder, on one process and without a GPU.
+"""From a run's checkpoint, or an adapter, to an ordinary model folder, on one process and without a GPU.
 
 Weights are put together a layer at a time and written to files of bounded size, so that a model larger than the
 machine's memory can be merged. Where a checkpoint is not sharded, its model is there already, and is copied.
@@ -20,7 +20,7 @@ from safetensors import safe_open
 from dynamic_dpo.errors import CheckpointError, ConfigError, DynamicDPOError
 from dynamic_dpo.models.adapters import ADAPTER_FILE, find_model, open_model
 from dynamic_dpo.models.sources import SAFE_LOADING, load_config, load_tokenizer, model_class, resolve_model
-from dynamic_dpo.runs.files import CONTROLLER_STATE, TRAINER_STATE
+from dynamic_dpo.runs.files import CONTROLLER_STATE, LOG_STATE, TRAINER_STATE
 from dynamic_dpo.trainers.checkpoints.file_list import FILE_LIST, fault_of
 from dynamic_dpo.trainers.checkpoints.saved import check_saved_tokenizer, check_saved_weights
 from dynamic_dpo.trainers.checkpoints.shards import MODEL_SHARDS, ModelShards
@@ -62,7 +62,8 @@ def merge_checkpoint(
     """Make an ordinary model folder of a checkpoint; every value is read back and compared.
 
     Args:
-        checkpoint: A run's ``checkpoint-N``, sharded or not.
+        checkpoint: A run's ``checkpoint-N``, sharded or not; or the folder of an adapter, such as a run's own after
+            its end, or one that TRL or peft has written.
         folder: Where to; must not exist, or be empty.
         model: The model that was trained, where the checkpoint does not hold its configuration and tokenizer.
         into_base: Whether an adapter is merged into its base model, in float32 and whole in memory.
@@ -81,7 +82,13 @@ def merge_checkpoint(
         raise CheckpointError(f"no checkpoint at {checkpoint}: give the folder checkpoint-N of a run")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is there already and not empty: choose another folder, or move it away")
-    if fault := fault_of(checkpoint):
+    is_adapter = _is_adapter(checkpoint)
+    if is_adapter and not into_base:
+        raise ConfigError(
+            f"{checkpoint} is the folder of an adapter, which every command reads as it is: --into-base makes a "
+            "model of it and its base"
+        )
+    if not is_adapter and (fault := fault_of(checkpoint)):
         raise CheckpointError(f"the checkpoint {checkpoint} cannot be merged: {fault}. Take another one")
     unfinished: Path | None = None
     try:
@@ -91,10 +98,12 @@ def merge_checkpoint(
         )
         made = unfinished / "made"
         made.mkdir()
-        merged = _merge(checkpoint, made, model, file_bytes)
+        merged = Merged("adapter", False, 0, 0, 0)
+        if not is_adapter:
+            merged = _merge(checkpoint, made, model, file_bytes)
         if into_base:
             whole = unfinished / "whole"
-            merged = _merge_into_base(made, whole, merged, file_bytes)
+            merged = _merge_into_base(checkpoint if is_adapter else made, whole, merged, file_bytes)
             made = whole
         sync_tree(made)
         made.replace(folder)
@@ -109,6 +118,12 @@ def merge_checkpoint(
         if unfinished is not None:
             shutil.rmtree(unfinished, ignore_errors=True)
     return merged
+
+
+def _is_adapter(folder: Path) -> bool:
+    """Return whether a folder is an adapter's and no checkpoint of ours, which is whole by its list of files."""
+    ours = (FILE_LIST, CONTROLLER_STATE, LOG_STATE, MODEL_SHARDS)
+    return (folder / ADAPTER_FILE).is_file() and not any((folder / name).exists() for name in ours)
 
 
 def _merge(checkpoint: Path, folder: Path, model: str | None, file_bytes: int) -> Merged:
