@@ -41,6 +41,7 @@ from dynamic_dpo.engine.token_budget import activation_bytes, default_token_budg
 from dynamic_dpo.errors import ConfigError, ModelError
 from helpers_ranks import SECONDS, launched
 from places import ROOT
+from tiny import tiny_llama
 
 named = functools.cache(shape_of)
 
@@ -360,6 +361,31 @@ def test_a_model_of_its_own_sizes_may_be_given(capsys: pytest.CaptureFixture[str
     shown = capsys.readouterr().out
     assert "134,515,008 parameters" in shown  # SmolLM2-135M.
     assert "does not fit in 3.6 GiB" in shown
+
+
+def test_an_adapter_is_counted_as_it_is_in_its_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tiny_llama()
+    base.save_pretrained(tmp_path / "base")
+    adapted = get_peft_model(base, LoraConfig(r=3, target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    adapted.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    adapted.save_pretrained(tmp_path / "adapter")
+    trained = sum(one.numel() for one in adapted.parameters() if one.requires_grad)
+    assert main(["memory", str(tmp_path / "adapter")]) == 0
+    alone = capsys.readouterr().out
+    assert f"{trained:,} given × 4 B" in alone
+    assert f"{sum(one.numel() for one in tiny_llama().parameters()):,} parameters" in alone
+    assert "reference" not in alone
+    # A live reference is the adapter as it was, so a second model.
+    assert main(["memory", str(tmp_path / "adapter"), "--reference", "live"]) == 0
+    assert "  reference " in capsys.readouterr().out
+    for options in (["--rank", "4"], ["--adapter", "none"]):
+        assert main(["memory", str(tmp_path / "adapter"), *options]) == ConfigError.exit_code
+        assert "is trained as it is: leave --rank out" in capsys.readouterr().err
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"1234567890")
+    assert main(["memory", str(tmp_path / "adapter")]) == ModelError.exit_code
+    assert "cannot be read" in capsys.readouterr().err
 
 
 def test_a_model_is_read_from_its_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

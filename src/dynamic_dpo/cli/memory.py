@@ -6,7 +6,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dynamic_dpo.cli.common import run_command
 from dynamic_dpo.errors import ConfigError
@@ -27,12 +27,19 @@ def _command(argv: Sequence[str]) -> int:
     options = _parser().parse_args(list(argv))
     from dynamic_dpo.engine.memory import TrainingShape
 
+    model = _shape(options)
+    adapter: Any = options.adapter or ("none" if model.given is None else "lora")
+    if model.given is not None and (adapter == "none" or options.rank is not None):
+        raise ConfigError(
+            f"{options.model} is the folder of an adapter, which is trained as it is: leave --rank out, and give "
+            "--adapter lora or qlora, or nothing"
+        )
     training = TrainingShape(
         gpus=options.gpus,
         gpus_per_node=options.gpus_per_node,
         sharding=options.sharding,
-        adapter=options.adapter,
-        rank=options.rank,
+        adapter=adapter,
+        rank=TrainingShape.rank if options.rank is None else options.rank,
         frozen=options.frozen,
         precision=options.precision,
         tokens=options.tokens,
@@ -41,7 +48,7 @@ def _command(argv: Sequence[str]) -> int:
         head_chunk=options.head_chunk,
         reference=options.reference,
     )
-    print(describe(options.model or "the model", _shape(options), training, gpu_gib=options.gpu_gib))
+    print(describe(options.model or "the model", model, training, gpu_gib=options.gpu_gib))
     return 0
 
 
@@ -54,8 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "model",
         nargs="?",
-        help="hub name, folder with config.json, .gguf file or package:NAME; 1b, 8b or 70b for the sizes of the "
-        "Llama 3 models; else give --hidden …",
+        help="hub name, folder with config.json or of an adapter, .gguf file or package:NAME; 1b, 8b or 70b for the "
+        "sizes of the Llama 3 models; else give --hidden …",
     )
     for name in CUSTOM:
         parser.add_argument(
@@ -65,8 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="GPUs over all nodes")
     parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="of them in one machine")
     parser.add_argument("--sharding", choices=("ddp", "fsdp"), default="ddp")
-    parser.add_argument("--adapter", choices=("none", "lora", "qlora"), default="none")
-    parser.add_argument("--rank", type=int, default=16, metavar="N", help="rank of the adapters")
+    parser.add_argument(
+        "--adapter",
+        choices=("none", "lora", "qlora"),
+        help="default: none, or lora for the folder of an adapter",
+    )
+    parser.add_argument("--rank", type=int, metavar="N", help="rank of the adapters; default 16")
     parser.add_argument(
         "--frozen",
         choices=("bf16", "fp32"),

@@ -123,7 +123,8 @@ def host_lines(model: ModelShape, training: TrainingShape) -> list[MemoryLine]:
     if training.adapter != "qlora":
         # Under FSDP one process loads and deals out; otherwise each loads what it then moves to its GPU.
         loading = 1 if training.is_sharded else training.processes
-        models = 2 if training.reference == "live" and training.adapter == "none" else 1
+        is_copied = training.adapter == "none" or model.given is not None
+        models = 2 if training.reference == "live" and is_copied else 1
         times = "".join(
             f" × {number} {what}"
             for number, what in ((models, "models"), (loading, "processes"))
@@ -180,13 +181,14 @@ def _held(model: ModelShape, training: TrainingShape) -> list[MemoryLine]:
     else:
         lines = [line("weights", model.tensors, "", training.frozen_bytes)]
     if adapter:
-        lines.append(line("adapters", adapter, f"of rank {training.rank} ", 4))
+        which = f"of rank {training.rank} " if model.given is None else "given "
+        lines.append(line("adapters", adapter, which, 4))
     lines += [line("gradients", trained, "trained ", 4), line("Adam", trained, "trained ", 8)]
     if training.sharding == "ddp" and training.gpus > 1:
         lines.append(line("DDP's buckets", trained, "trained ", 4))
-    if training.reference == "live" and not adapter:
-        # With adapters the reference is the same model with the adapters off.
-        lines.append(line("reference", model.tensors, "", 4))
+    if training.reference == "live" and (not adapter or model.given is not None):
+        # With fresh adapters the reference is the same model with the adapters off.
+        lines.append(line("reference", model.tensors, "", training.frozen_bytes))
     return lines
 
 

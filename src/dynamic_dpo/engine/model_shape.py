@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import nn
 from dynamic_dpo.engine.layers import is_gated
 from dynamic_dpo.engine.token_budget import layer_widths
 from dynamic_dpo.errors import ModelError
+from dynamic_dpo.models.adapters import adapter_sizes, find_adapter
 from dynamic_dpo.models.sources import load_config, resolve_model
 
 Size = tuple[int, ...]
@@ -59,6 +60,7 @@ class ModelShape:
         kept: Parameters that FSDP keeps gathered from the forward into the backward pass: final norm and output head,
             embeddings that are tied to it, and what belongs to no layer.
         lean: Whether its layers can be those of `layers`.
+        given: The sizes of an adapter that came with the model, ``None`` without one.
     """
 
     layers: int
@@ -70,6 +72,7 @@ class ModelShape:
     unit: int
     kept: int
     lean: bool
+    given: tuple[Size, ...] | None = None
 
     @cached_property
     def parameters(self) -> int:
@@ -82,7 +85,9 @@ class ModelShape:
         return count(self.linear)
 
     def adapter(self, rank: int) -> tuple[Size, ...]:
-        """Return the sizes of LoRA's matrices of a rank on every linear layer but the output head."""
+        """Return the sizes of LoRA's matrices of a rank on every linear layer but the output head, or those given."""
+        if self.given is not None:
+            return self.given
         return tuple(size for out, into in self.linear for size in ((rank, into), (out, rank)))
 
 
@@ -109,7 +114,7 @@ def shape_of(name: str) -> ModelShape:
 
     Args:
         name: ``1b``, ``8b`` or ``70b`` for the sizes of the Llama 3 models; else a hub name, a folder with
-            ``config.json``, a ``.gguf`` file or ``package:NAME``.
+            ``config.json`` or of an adapter, a ``.gguf`` file or ``package:NAME``.
 
     Raises:
         ModelError: If there is no such model, or it is no causal language model that transformers knows.
@@ -120,6 +125,10 @@ def shape_of(name: str) -> ModelShape:
         return shape_from_config(
             LlamaConfig(vocab_size=128_256, num_key_value_heads=8, **LLAMAS[name.lower()])
         )
+    found = find_adapter(name)
+    if found is not None and found.adapter is not None:
+        base = shape_from_config(load_config(found.base))
+        return replace(base, given=tuple(adapter_sizes(found.adapter)))
     try:
         config = load_config(resolve_model(name))
     except ModelError as error:

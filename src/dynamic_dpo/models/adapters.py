@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from dynamic_dpo.errors import ConfigError, ModelError
 from dynamic_dpo.models.sources import (
@@ -22,6 +22,7 @@ from dynamic_dpo.models.sources import (
     file_fingerprint,
     load_model,
     load_tokenizer,
+    refuse_shards,
     resolve_model,
 )
 
@@ -89,7 +90,24 @@ def find_adapter(name: str) -> ModelFiles | None:
         ModelError: If the adapter names no base, or the base cannot be found.
     """
     folder = Path(name).expanduser()
-    return _with_adapter(folder) if (folder / ADAPTER_FILE).is_file() else None
+    if not (folder / ADAPTER_FILE).is_file():
+        return None
+    refuse_shards(folder)
+    return _with_adapter(folder)
+
+
+def adapter_sizes(folder: Path) -> list[tuple[int, ...]]:
+    """Return the sizes of an adapter's weights, of which none is loaded.
+
+    Raises:
+        ModelError: If it has no file of them in the format safetensors, or that is damaged.
+    """
+    path = folder / "adapter_model.safetensors"
+    try:
+        with safe_open(path, framework="pt") as saved:
+            return [tuple(saved.get_slice(name).get_shape()) for name in saved.keys()]  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"the adapter's weights in {path} cannot be read: {error}") from error
 
 
 def text_fingerprint(files: ModelFiles) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Final
 
 from safetensors import SafetensorError
 
@@ -35,6 +35,8 @@ _NOT_LOADABLE = (
     UnpicklingError,
     ValueError,
 )
+# In the checkpoint of a sharded run: the folder of its weights, as accelerate names it.
+MODEL_SHARDS: Final = "pytorch_model_fsdp_0"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
 
 
@@ -86,12 +88,21 @@ def resolve_model(name: str) -> ModelSource:
             raise ModelError(f"model {name!r}: no such .gguf file")
         return ModelSource(name, str(path.parent), path.name)
     if path.is_dir():
+        refuse_shards(path)
         if (path / "config.json").is_file():
             return ModelSource(name, str(path))
         return _single_gguf(name, path)
     if path.exists() or name.startswith((".", "/", "~")):
         raise ModelError(f"model {name!r}: expected a folder with config.json, a .gguf file or a hub name")
     return ModelSource(name, name)
+
+
+def refuse_shards(folder: Path) -> None:
+    """Raise `ModelError` if a folder is the checkpoint of a sharded run, whose weights are in pieces."""
+    if (folder / MODEL_SHARDS).is_dir() and not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"{folder} is a checkpoint of a sharded run: make a model of it with dynamic-dpo merge {folder} OUT"
+        )
 
 
 def _single_gguf(name: str, folder: Path) -> ModelSource:

@@ -22,10 +22,9 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageIn
 from torch.distributed.checkpoint.state_dict_loader import load as load_into
 
 from dynamic_dpo.errors import CheckpointError
+from dynamic_dpo.models.sources import MODEL_SHARDS as MODEL_SHARDS
 from dynamic_dpo.utils.names import path_inside
 
-# As accelerate names it.
-MODEL_SHARDS: Final = "pytorch_model_fsdp_0"
 _LIST: Final = ".metadata"
 # In accelerate's shards, every name of the model begins so.
 _PREFIX: Final = "model."
