@@ -87,7 +87,6 @@ def change(settings: dict[str, Any], key: str, value: Any) -> None:
             {"evaluation.generation.engine": "server"},
             "evaluation.generation.engine cannot be server in a loop",
         ),
-        ({"peft": {"r": 4}}, "peft cannot be given in a loop yet"),
         (
             {"ref_name": "m", "iterate.reference": "previous"},
             "ref_name has no effect while iterate.reference is",

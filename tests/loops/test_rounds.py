@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from dynamic_dpo.config import load_yaml
 from dynamic_dpo.errors import ConfigError, DataError, StageError
@@ -163,6 +165,25 @@ def test_figures_are_those_of_the_stages_and_the_page_shows_them(whole: Whole) -
         for where in ("rollout", "evaluation"):
             assert f'href="round-{number}/{where}/report.html"' in page
             assert (folder / where / "report.html").is_file()
+
+
+@pytest.mark.parametrize("reference", ["initial", "previous"])
+def test_an_adapter_is_gone_on_with_over_the_same_base(tmp_path: Path, model: str, reference: str) -> None:
+    settings = loop_settings(tmp_path, model, reference=reference)
+    settings["peft"] = {"r": 2, "target_modules": ["q_proj", "v_proj"]}
+    settings["dpo_training"]["learning_rate"] = 1e-2
+    plan = plan_of(settings)
+    run_loop(plan)
+    first, second = (plan.folder_of(number) / "train" for number in (1, 2))
+    assert not list(plan.folder.rglob("model.safetensors"))
+    weights = [load_file(folder / "adapter_model.safetensors") for folder in (first, second)]
+    assert weights[0].keys() == weights[1].keys()
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    config = json.loads((second / "adapter_config.json").read_text())
+    assert (config["r"], config["base_model_name_or_path"]) == (2, model)
+    # Against the adapter as it was the first margins are 0; against the base they are the first round's.
+    margins = rows_of(second / "logs" / "margins" / "margins.jsonl")[0]
+    assert (margins["mean"] == 0) is (reference == "previous")
 
 
 # ---- going on ----

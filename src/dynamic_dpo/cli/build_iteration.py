@@ -105,11 +105,6 @@ def _refuse_what_cannot_be(config: LoopConfig) -> None:
                 f"{name} cannot be server in a loop: no server has the weights that the rounds train; take "
                 "transformers or vllm"
             )
-    if config.peft is not None:
-        raise ConfigError(
-            "peft cannot be given in a loop yet: a round begins with the whole weights that the round before has "
-            "trained. Leave it out, or run dynamic-dpo rollout, train-dpo and dynamic-dpo merge one after the other"
-        )
     if loop.reference == "previous" and config.ref_name is not None:
         raise ConfigError(
             "ref_name has no effect while iterate.reference is previous: leave it out, or say initial there"

@@ -49,6 +49,9 @@ def train_stage(plan: LoopPlan, number: int, pairs: Path, beta: float | None) ->
     settings["policy_name"] = plan.model_before(number)
     if number > 1 and plan.settings.reference == "initial":
         settings["ref_name"] = settings["ref_name"] or first
+    if number > 1:
+        # The adapter that the round before has trained is trained on.
+        settings["peft"] = None
     settings["dataset"] |= {"dataset_name": str(pairs), "generated_data": True, "subset": "train"}
     settings["dpo_training"] |= {"save_dir": str(folder), "resume": True}
     if beta is not None and plan.settings.beta == "carry":
