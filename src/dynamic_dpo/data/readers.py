@@ -328,9 +328,10 @@ class SampledReader(MessageReader):
         ]
 
     def _as_sampled(self, pair: SampledPair, texts: EncodedTexts) -> EncodedTexts:
+        ended = self._ended(pair).pair
         chosen, rejected = (
-            self._own(pair.chosen_ids, end_of_messages(pair.chosen).answer),
-            self._own(pair.rejected_ids, end_of_messages(pair.rejected).answer),
+            self._own(pair.chosen_ids, ended.chosen),
+            self._own(pair.rejected_ids, ended.rejected),
         )
         if chosen is None or rejected is None:
             if not self._has_warned:

@@ -13,7 +13,7 @@ from dynamic_dpo.data import hh_text, pairing
 from dynamic_dpo.data.quarantine import BadRow
 from dynamic_dpo.data.shapes.options import ShapeOptions
 from dynamic_dpo.data.shapes.table import rewritten
-from dynamic_dpo.data.turns.endings import end_of_text
+from dynamic_dpo.data.turns.endings import end_of_text, human_turns
 from dynamic_dpo.utils.blank_text import is_blank
 from dynamic_dpo.utils.templates import parse_hh_to_messages
 
@@ -75,7 +75,6 @@ def _chosen(row: Mapping[str, Any]) -> Example:
     kind = pairing.detect_kind(row)
     if kind == "hh":
         prompt, response = hh_text.split_prompt_and_response(pairing.text_field(row, "chosen"))
-        response = end_of_text(prompt, response).answer
         if hh_text.has_blank_prompt(prompt):
             raise BadRow("empty_prompt", row)
         return _checked(prompt, response, row)
@@ -110,6 +109,10 @@ def _split_conversation(messages: list[pairing.Message], row: object) -> Example
 
 
 def _checked(prompt: str, completion: str, row: object) -> Example:
+    completion = end_of_text(prompt, completion).answer
+    if turns := human_turns(prompt, completion):
+        # As in a conversation: what precedes the last turn of the assistant is its prompt.
+        prompt, completion = prompt + completion[: turns[-1].end], completion[turns[-1].end :]
     if is_blank(prompt):
         raise BadRow("empty_prompt", row)
     if is_blank(completion):

@@ -138,6 +138,41 @@ def test_supervised_answer_of_a_transcript_ends_before_the_human_turn_behind_it(
     assert read_example(row, as_messages=True).completion == [says("Yes")]
 
 
+@pytest.mark.parametrize("shape", ["transcript", "prompt and completion"])
+def test_supervised_answer_of_a_transcript_is_its_last_turn(shape):
+    text = " No\n\nHuman: Why?\n\nAssistant: It is blue\n\nHuman: thanks"
+    row = (
+        {"chosen": HH_PROMPT + text}
+        if shape == "transcript"
+        else {"prompt": HH_PROMPT + " ", "completion": text}
+    )
+    example = read_example(row, as_messages=False)
+    assert example.completion == " It is blue"
+    assert example.prompt.endswith(" No\n\nHuman: Why?\n\nAssistant:")
+    example = read_example(row, as_messages=True)
+    assert [message["content"] for message in example.prompt + example.completion] == [
+        "Hi",
+        "No",
+        "Why?",
+        "It is blue",
+    ]
+
+
+def test_sampled_ids_of_an_answer_are_kept_without_the_turn_behind_it():
+    tokenizer = chat_tokenizer()
+    ids = {
+        name: tokenizer(text)["input_ids"]
+        for name, text in (("chosen_ids", "It is"), ("rejected_ids", "blue"))
+    }
+    row = {"prompt_messages": [Q], "chosen": [says("It is"), THANKS], "rejected": [says("blue")], **ids}
+    (answers,), result = answers_of([row], tokenizer)
+    assert answers == ("It is<|im_end|>", "blue<|im_end|>")
+    assert result.num_dropped_turns == 1
+    pairs, _ = to_preference_pairs([row])
+    (everything,) = tokenize_pairs(pairs, tokenizer, answer_tokens="all").dataset
+    assert "thanks" in tokenizer.decode(everything["chosen_ids"])
+
+
 def test_rendered_text_has_no_turn_behind_the_answer():
     dataset = Dataset.from_list([{"prompt": [Q], "chosen": [says("a"), THANKS], "rejected": [says("b")]}])
     rendered = apply_chat_template_to_dataset(dataset, chat_tokenizer())[0]

@@ -65,6 +65,6 @@ def human_turns(prompt: str, answer: str) -> list[Span]:
         >>> human_turns("\n\nHuman: q\n\nAssistant:", " a\n\nHuman: r\n\nAssistant: b")
         [Span(start=2, end=24)]
     """
-    if "\n\nHuman:" not in answer or not prompt.endswith(ASSISTANT_TAG):
+    if "\n\nHuman:" not in answer or not prompt.rstrip().endswith(ASSISTANT_TAG):
         return []
     return [Span(*match.span()) for match in _HUMAN_TURN.finditer(answer)]
