@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -362,6 +363,31 @@ def test_no_loss_is_lowered_by_a_worse_answer_of_either_kind(make: Maker) -> Non
     assert (chosen < 0).any()
     assert (chosen <= 0).all()
     assert (rejected >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, method in METHODS.items() if method.of_differences and method.reads_margins]
+)
+def test_a_loss_of_differences_does_not_see_what_both_log_ratios_share(name: str) -> None:
+    # Another divergence than KL leaves both with a term of the prompt, which has to drop out.
+    plain = forward_of(batch(5).double() * 3)
+    shifted = replace(
+        plain,
+        policy_chosen_logps=plain.policy_chosen_logps + 2.5,
+        policy_rejected_logps=plain.policy_rejected_logps + 2.5,
+    )
+    torch.testing.assert_close(
+        losses_of(METHODS[name](), shifted)[0], losses_of(METHODS[name](), plain)[0], rtol=1e-12, atol=1e-15
+    )
+
+
+def test_a_loss_that_reads_no_margin_says_so() -> None:
+    plain = forward_of(batch(5))
+    for method in METHODS.values():
+        moved = replace(plain, ref_chosen_logps=plain.ref_chosen_logps - 3.0)
+        moved = replace(moved, policy_rejected_logps=plain.policy_rejected_logps - 5.0)
+        sees = not torch.equal(losses_of(method(), moved)[0], losses_of(method(), plain)[0])
+        assert sees == method.reads_margins, method.name
 
 
 def test_a_swapped_pair_negates_its_margin() -> None:
