@@ -6,12 +6,14 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynamic_dpo.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from dynamic_dpo.config.schema import TrainingConfig
+    from dynamic_dpo.data.prepare import PreparedPreferences
     from dynamic_dpo.methods.base import PreferenceMethod
     from dynamic_dpo.models.adapters import ModelFiles
 
@@ -190,3 +192,50 @@ def build_method(config: TrainingConfig, args: Any) -> PreferenceMethod:
         loss = with_objective(without_beta(config.method.loss))
         return METHODS[name].build(replace(context, loss=loss))
     return with_objective(METHODS[name].build(context))
+
+
+def prepare_pairs(
+    config: TrainingConfig, tokenizer: Any, report_dir: str | Path | None
+) -> PreparedPreferences:
+    """Return the pairs that a training file asks for: of one set, or of a mixture.
+
+    Args:
+        config: Checked settings.
+        tokenizer: The policy's tokenizer.
+        report_dir: Folder of ``data_report.json`` and ``quarantine.jsonl``; ``None`` writes neither.
+
+    Raises:
+        DataError: If a set cannot be used.
+    """
+    data = config.dataset
+    shared: dict[str, Any] = {
+        "template_kwargs": data.chat_template_kwargs,
+        "chat_template": data.chat_template,
+        "val_ratio": data.val_ratio,
+        "seed": data.seed,
+        "max_length": data.max_len,
+        "max_prompt_length": data.max_prompt_length,
+        "max_completion_length": data.max_completion_length,
+        "truncation_mode": data.truncation_mode,
+        "answer_tokens": data.answer_tokens,
+        "quarantine_max_share": data.quarantine_max_share,
+        "report_dir": report_dir,
+        "num_proc": config.engine.num_proc,
+    }
+    if data.mixture:
+        from dynamic_dpo.data.mixtures.mixture import MixtureSet, prepare_mixture
+
+        sets = {name: MixtureSet(**one.model_dump()) for name, one in data.mixture.items()}
+        return prepare_mixture(sets, tokenizer, **shared)
+    from dynamic_dpo.data import prepare_preferences
+
+    return prepare_preferences(
+        str(data.dataset_name),
+        tokenizer,
+        subset=data.subset,
+        eval_dataset_name=data.eval_dataset_name,
+        generated_data=data.generated_data,
+        columns=data.columns,
+        ranking=data.ranking,
+        **shared,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dynamic_dpo.cli.common import configured_parser, read_settings, run_command
 from dynamic_dpo.errors import ConfigError
@@ -99,8 +99,13 @@ def inspect_data(
         ModelError: If tokenizer or model cannot be loaded.
     """
     data = config.dataset
-    if not data.dataset_name:
+    if not data.dataset_name and not data.mixture:
         raise ConfigError("dataset.dataset_name is required: a hub name, or a local file or folder of rows")
+    if decontaminate and data.mixture:
+        raise ConfigError(
+            "--decontaminate writes the rows of one set: give dataset.dataset_name, one set at a time"
+        )
+    from dynamic_dpo.cli.build_training import prepare_pairs
     from dynamic_dpo.inspection.run import InspectionSettings, inspect_preferences, write_others
     from dynamic_dpo.models.sources import load_model, load_tokenizer, resolve_model
     from dynamic_dpo.rollouts.filters import read_patterns
@@ -109,28 +114,11 @@ def inspect_data(
     if refusals is not None:
         settings = settings._replace(refusals=read_patterns(refusals))
     source = resolve_model(config.policy_name)
-    dataset: dict[str, Any] = {
-        "dataset_name": data.dataset_name,
-        "subset": data.subset,
-        "eval_dataset_name": data.eval_dataset_name,
-        "generated_data": data.generated_data,
-        "columns": data.columns,
-        "ranking": data.ranking,
-        "template_kwargs": data.chat_template_kwargs,
-        "chat_template": data.chat_template,
-        "val_ratio": data.val_ratio,
-        "seed": data.seed,
-        "max_length": data.max_len,
-        "max_prompt_length": data.max_prompt_length,
-        "max_completion_length": data.max_completion_length,
-        "truncation_mode": data.truncation_mode,
-        "answer_tokens": data.answer_tokens,
-        "quarantine_max_share": data.quarantine_max_share,
-        "num_proc": config.engine.num_proc,
-    }
+    tokenizer = load_tokenizer(source)
     found = inspect_preferences(
-        dataset,
-        load_tokenizer(source),
+        lambda folder: prepare_pairs(config, tokenizer, folder),
+        data.dataset_name or ", ".join(data.mixture),
+        tokenizer,
         out,
         evaluation=_prompts(evaluation),
         open_model=(lambda: load_model(source).eval()) if similarity else None,
@@ -138,7 +126,7 @@ def inspect_data(
     )
     print("\n".join(f"- {sentence}" for sentence in found.findings) or "nothing stands out")
     if decontaminate:
-        count = write_others(dataset, found.overlapping, decontaminate)
+        count = write_others(str(data.dataset_name), data.subset, found.overlapping, decontaminate)
         print(f"{decontaminate}: {count} rows, {len(found.overlapping)} left out")
     print(found.page)
     return 0

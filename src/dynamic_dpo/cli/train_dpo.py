@@ -45,7 +45,7 @@ def train_dpo(config: TrainingConfig) -> Any:
     """
     section = config.dpo_training
     data = config.dataset
-    if not data.dataset_name:
+    if not data.dataset_name and not data.mixture:
         raise ConfigError("dataset.dataset_name is required: a hub name, or a local file or folder of rows")
     checkpoint = on_first_rank(lambda: claim_output_folder(section.save_dir, resume=section.resume))
 
@@ -61,8 +61,8 @@ def train_dpo(config: TrainingConfig) -> Any:
         check_device,
         dpo_arguments,
         load_policy,
+        prepare_pairs,
     )
-    from dynamic_dpo.data import prepare_preferences
     from dynamic_dpo.engine.config import EngineConfig
     from dynamic_dpo.methods.objective import ReferenceSync
     from dynamic_dpo.models.sources import is_same_model, load_tokenizer
@@ -87,27 +87,7 @@ def train_dpo(config: TrainingConfig) -> Any:
             reference_name=config.reference_name,
         )
 
-    prepared = prepare_preferences(
-        data.dataset_name,
-        tokenizer,
-        subset=data.subset,
-        eval_dataset_name=data.eval_dataset_name,
-        generated_data=data.generated_data,
-        columns=data.columns,
-        ranking=data.ranking,
-        template_kwargs=data.chat_template_kwargs,
-        chat_template=data.chat_template,
-        val_ratio=data.val_ratio,
-        seed=data.seed,
-        max_length=data.max_len,
-        max_prompt_length=data.max_prompt_length,
-        max_completion_length=data.max_completion_length,
-        truncation_mode=data.truncation_mode,
-        answer_tokens=data.answer_tokens,
-        quarantine_max_share=data.quarantine_max_share,
-        report_dir=section.save_dir if is_first_rank() else None,
-        num_proc=config.engine.num_proc,
-    )
+    prepared = prepare_pairs(config, tokenizer, section.save_dir if is_first_rank() else None)
     args = dpo_arguments(config, has_validation=prepared.validation is not None)
     set_seed(args.seed)  # Weights that the files lack are drawn in loading.
     model = load_policy(config, policy)
@@ -137,6 +117,7 @@ def train_dpo(config: TrainingConfig) -> Any:
         run_config=config.to_dict(),
         resume_changed=section.resume_changed,
         reference_sync=config.read(ReferenceSync),
+        pair_sets={name: figures["first_row"] for name, figures in prepared.report.get("sets", {}).items()},
     )
     if is_first_rank():
         config.save(Path(section.save_dir) / files.CONFIG)

@@ -140,7 +140,7 @@ def prepare_preferences(
             validation_quarantine = ledger.open_source(eval_dataset_name, len(rows))
             parts = Split(pairs, read_pairs(rows, validation_quarantine)[0])
             num_shared = _count_shared_prompts(parts)
-        form = _form(pairs)
+        form = form_of(pairs)
         del rows, pairs  # A set that is mapped into memory leaves it with its last reference.
         train = tokenize(parts.train, quarantine)
         validation = parts.validation and tokenize(parts.validation, validation_quarantine)
@@ -151,20 +151,21 @@ def prepare_preferences(
         "kind": kind,
         "form": form,
         "sources": ledger.sources(),
-        "train": _statistics(train),
-        "validation": _statistics(validation) if validation else None,
+        "train": statistics_of(train),
+        "validation": statistics_of(validation) if validation else None,
         "prompts_shared_with_validation": num_shared,
         "settings": {"chat_template": chat_template, "val_ratio": val_ratio, "seed": seed, **lengths},
     }
     ledger.write_report(report)
-    logger.info("%s\n%s", ledger.summary(), _describe(report))
+    logger.info("%s\n%s", ledger.summary(), describe(report))
     if val_ratio and not (validation and len(validation.dataset)):
         logger.warning("no pair is left to validate on: raise val_ratio or give eval_dataset_name")
         validation = None
     return PreparedPreferences(train.dataset, validation.dataset if validation else None, report)
 
 
-def _form(pairs: Dataset) -> str:
+def form_of(pairs: Dataset) -> str:
+    """Return whether pairs are ``text``, ``messages`` or ``token_ids``."""
     if TOKEN_FIELDS[0] in pairs.column_names:
         return "token_ids"
     return "text" if isinstance(pairs.features["prompt"], Value) else "messages"
@@ -181,7 +182,8 @@ def _count_shared_prompts(parts: Split) -> int:
     return num_shared
 
 
-def _statistics(tokenized: TokenizedPairs) -> dict[str, Any]:
+def statistics_of(tokenized: TokenizedPairs) -> dict[str, Any]:
+    """Return the counts and lengths of a part of a set, for its report."""
     return {
         "pairs": len(tokenized.dataset),
         "truncated": tokenized.num_truncated,
@@ -211,7 +213,8 @@ def _masked(dataset: Dataset) -> dict[str, int]:
     return {"pairs": pairs, "tokens": tokens}
 
 
-def _describe(report: dict[str, Any]) -> str:
+def describe(report: dict[str, Any]) -> str:
+    """Return a report's figures in a line a part."""
     lines = [f"{report['kind']} rows as {report['form']}"]
     for part in ("train", "validation"):
         if not (figures := report[part]) or not figures["pairs"]:

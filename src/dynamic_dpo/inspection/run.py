@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 
-from dynamic_dpo.data import load_rows, prepare_preferences
+from dynamic_dpo.data import load_rows
 from dynamic_dpo.data.arrow import JSON_COLUMN
+from dynamic_dpo.data.prepare import PreparedPreferences
 from dynamic_dpo.inspection.figures import REFUSALS, Inspector, PairFigures
 from dynamic_dpo.inspection.overlap import PromptIndex
 from dynamic_dpo.inspection.page import Inspection, findings, inspection_page
@@ -56,7 +57,8 @@ class Inspected(NamedTuple):
 
 
 def inspect_preferences(
-    dataset: Mapping[str, Any],
+    prepare: Callable[[str | Path], PreparedPreferences],
+    name: str,
     tokenizer: Any,
     out: str | Path,
     *,
@@ -67,7 +69,8 @@ def inspect_preferences(
     """Inspect a set of preference pairs, and write ``inspection.html`` and ``inspection.json``.
 
     Args:
-        dataset: Arguments of `prepare_preferences` but for the tokenizer and the folder.
+        prepare: Prepares the set, and leaves its report in the folder that it is given.
+        name: What the set is called on the page.
         tokenizer: The policy's tokenizer.
         out: Folder of page, numbers, ``data_report.json`` and ``quarantine.jsonl``.
         evaluation: Texts of prompts that must not be trained on.
@@ -81,7 +84,7 @@ def inspect_preferences(
         DataError: If the set cannot be used.
     """
     settings = settings or InspectionSettings()
-    prepared = prepare_preferences(**dataset, tokenizer=tokenizer, report_dir=out)
+    prepared = prepare(out)
     index = PromptIndex(evaluation, n=settings.ngram) if evaluation else None
     inspector = Inspector(tokenizer, refusals=settings.refusals, evaluation=index)
     sets = {"train": prepared.train, "validation": prepared.validation}
@@ -91,7 +94,7 @@ def inspect_preferences(
         if pairs is not None
     }
     found = Inspection(
-        name=str(dataset["dataset_name"]),
+        name=name,
         report=prepared.report,
         parts=parts,
         leaked=_leaked(prepared.train, prepared.validation, tokenizer, settings.ngram),
@@ -109,17 +112,18 @@ def inspect_preferences(
     )
 
 
-def write_others(dataset: Mapping[str, Any], rows: Sequence[int], path: str | Path) -> int:
+def write_others(dataset_name: str, subset: str, rows: Sequence[int], path: str | Path) -> int:
     """Write the rows of a set but for some, as they are, one JSON object a line; returns how many were written.
 
     Args:
-        dataset: See `inspect_preferences`.
+        dataset_name: See `load_rows`.
+        subset: See `load_rows`.
         rows: Numbers of the rows to leave out.
         path: The file.
     """
     left_out, count = set(rows), 0
     with replacing(path) as file:
-        for number, row in enumerate(load_rows(dataset["dataset_name"], subset=dataset["subset"])):
+        for number, row in enumerate(load_rows(dataset_name, subset=subset)):
             if number not in left_out:
                 file.write(_line(row) + "\n")
                 count += 1

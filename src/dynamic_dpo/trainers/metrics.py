@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -49,11 +50,19 @@ def pair_metrics(forward: PairForward, control: Control) -> Tensor:
 
 
 class MetricSums:
-    """Adds up pair metrics between two log entries; one reduction over ranks when they are read."""
+    """Adds up pair metrics between two log entries; one reduction over ranks when they are read.
 
-    def __init__(self) -> None:
+    Args:
+        pair_sets: Name of each set of a mixture to its first row; the mean margin of each is logged as
+            ``margins_by_set/NAME``. Empty where there is one set.
+    """
+
+    def __init__(self, pair_sets: Mapping[str, int] | None = None) -> None:
+        self._set_names = list(pair_sets or {})
+        self._set_starts = torch.tensor(list((pair_sets or {}).values()), dtype=torch.long)
         self._sums: Tensor | None = None
         self._margins: list[Tensor] = []
+        self._rows: list[Tensor] = []
         self._latest: dict[str, float] = {}
 
     def add_pairs(self, values: Tensor) -> None:
@@ -61,9 +70,11 @@ class MetricSums:
         counted = torch.cat([values.sum(0), values.new_full((1,), len(values))]).double()
         self._sums = counted if self._sums is None else self._sums + counted
 
-    def add_update(self, margins: Tensor, reading: dict[str, float]) -> None:
-        """Add one controller update: all ranks' margins (CPU, shape [N]) and the method's reading."""
+    def add_update(self, margins: Tensor, rows: Tensor, reading: dict[str, float]) -> None:
+        """Add one controller update: all ranks' margins and their rows (CPU, shape [N]) and the method's reading."""
         self._margins.append(margins)
+        if self._set_names:
+            self._rows.append(rows)
         self._latest = reading
 
     def state_dict(self, accelerator: Any) -> dict[str, Any]:
@@ -77,6 +88,7 @@ class MetricSums:
         return {
             "sums": [[_to_json(value) for value in row] for row in per_rank],
             "margins": [_to_json(value) for value in margins],
+            **({"rows": torch.cat(self._rows).tolist() if self._rows else []} if self._set_names else {}),
             "latest": {key: _to_json(value) for key, value in self._latest.items()},
         }
 
@@ -94,6 +106,8 @@ class MetricSums:
                 self._sums = whole if accelerator.is_main_process else torch.zeros_like(whole)
         margins = [float(value) for value in state["margins"]]
         self._margins = [torch.tensor(margins, dtype=torch.float32)] if margins else []
+        seen = [int(row) for row in state.get("rows", [])]
+        self._rows = [torch.tensor(seen, dtype=torch.long)] if seen else []
         self._latest = {key: float(value) for key, value in state["latest"].items()}
 
     def drain(self, accelerator: Any) -> dict[str, float]:
@@ -110,9 +124,23 @@ class MetricSums:
                 low, median, high = torch.quantile(finite[-(2**24) :], torch.tensor([0.1, 0.5, 0.9])).tolist()
                 metrics |= {"margins/p10": low, "margins/median": median, "margins/p90": high}
                 metrics["margins/std"] = float(finite.std(correction=0))
+            metrics |= self._by_set(margins)
         metrics |= self._latest
-        self._sums, self._margins, self._latest = None, [], {}
+        self._sums, self._margins, self._rows, self._latest = None, [], [], {}
         return metrics
+
+    def _by_set(self, margins: Tensor) -> dict[str, float]:
+        """Return the mean of each set's finite margins; nothing for a set without any."""
+        if not self._rows:
+            return {}
+        owners = torch.bucketize(torch.cat(self._rows), self._set_starts, right=True) - 1
+        found = {}
+        for number, name in enumerate(self._set_names):
+            own = margins[owners == number]
+            own = own[torch.isfinite(own)]
+            if own.numel():
+                found[f"margins_by_set/{name}"] = float(own.mean())
+        return found
 
 
 def _to_json(value: float) -> float | str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -83,6 +83,7 @@ class PreferenceTrainer(ResumableTrainer):
             the adapter as it was.
         run_config: The run's whole configuration, to be hashed into its record.
         reference_sync: How the reference follows the policy; by default as a `trl.DPOConfig` says, else not.
+        pair_sets: Name of each set that the pairs are a mixture of, to its first row; their margins are logged apart.
         resume_changed: Whether a run may go on from a checkpoint that other settings or other data have made.
 
     Raises:
@@ -120,6 +121,7 @@ class PreferenceTrainer(ResumableTrainer):
         run_config: dict[str, Any] | None = None,
         resume_changed: bool = False,
         reference_sync: ReferenceSync | None = None,
+        pair_sets: Mapping[str, int] | None = None,
     ) -> None:
         started = time.time()
         flush_denormal = prepare_process()
@@ -186,6 +188,7 @@ class PreferenceTrainer(ResumableTrainer):
             guard=self.guard,
             device_batch=self.step_shape.device_batch,
             is_sharded=self.is_fsdp_enabled,
+            pair_sets=pair_sets,
         )
 
         # What the run writes, and what its checkpoints hold.

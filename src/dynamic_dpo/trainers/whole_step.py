@@ -6,7 +6,7 @@ ranks, to the controller.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -37,6 +37,7 @@ class WholeStep:
         guard: Checks the margins before the method learns from them.
         device_batch: Pairs of a controller batch on one rank in scope ``micro``.
         is_sharded: Whether weights are spread over the ranks, which must then make the same passes.
+        pair_sets: Name of each set of a mixture to its first row.
 
     Attributes:
         metrics: Sums since the last log entry.
@@ -53,6 +54,7 @@ class WholeStep:
         guard: MarginGuard,
         device_batch: int,
         is_sharded: bool,
+        pair_sets: Mapping[str, int] | None = None,
     ) -> None:
         self.method = method
         self.policy = policy
@@ -60,7 +62,7 @@ class WholeStep:
         self.guard = guard
         self.device_batch = device_batch
         self.is_sharded = is_sharded
-        self.metrics = MetricSums()
+        self.metrics = MetricSums(pair_sets)
         self.freed_memory = FreedMemory()
         self.num_updates = 0
         self.num_pairs = 0
@@ -207,7 +209,7 @@ class WholeStep:
         )
         reading = self.method.observe(evidence)
         self.num_updates += 1
-        self.metrics.add_update(margins, reading)
+        self.metrics.add_update(margins, gathered[:, 2].long(), reading)
         on_update(margins, seen[:, 0], self.num_updates, reading)
 
 

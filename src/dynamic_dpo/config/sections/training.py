@@ -18,6 +18,35 @@ from dynamic_dpo.utils.names import folder_fault, repository_fault, text_fault
 Tracker = Literal["tensorboard", "wandb"]
 
 
+class MixtureSetSection(Section):
+    """One set of a mixture, with a shape of its own."""
+
+    dataset_name: str = Field(min_length=1, description="As dataset.dataset_name.")
+    subset: str = Field(default="train", min_length=1, description="Split with an optional slice.")
+    weight: float | None = Field(
+        default=None,
+        gt=0,
+        description="Share of an epoch, relative to the other sets' weights; null in all sets: all pairs of each.",
+    )
+    limit: int | None = Field(
+        default=None, ge=1, description="Most of its pairs, drawn at random; null: all."
+    )
+    generated_data: bool = Field(default=False, description="Whether its rows are judged rollouts.")
+    columns: dict[str, str] = Field(default={}, description="As dataset.columns.")
+    ranking: RankingRule = Field(default="best_worst", description="As dataset.ranking.")
+
+    @field_validator("columns")
+    @classmethod
+    def _names_what_there_is(cls, value: dict[str, str]) -> dict[str, str]:
+        return _known_columns(value)
+
+
+def _known_columns(value: dict[str, str]) -> dict[str, str]:
+    if not {*value} <= {*NAMEABLE}:
+        refuse(f"must name some of {', '.join(NAMEABLE)}")
+    return value
+
+
 class DatasetSection(Section):
     """Which rows are read, how they are split and how long a pair may be (lengths in tokens)."""
 
@@ -25,6 +54,10 @@ class DatasetSection(Section):
         default=None,
         description="Hub name, or a local .json, .jsonl, .jsonl.gz or .parquet file or folder. "
         "Required by the training commands.",
+    )
+    mixture: dict[str, MixtureSetSection] = Field(
+        default={},
+        description="Several sets instead of dataset_name, under names of your choice, drawn by weight (train-dpo).",
     )
     eval_dataset_name: str | None = Field(
         default=None,
@@ -118,8 +151,27 @@ class DatasetSection(Section):
     @field_validator("columns")
     @classmethod
     def _names_what_there_is(cls, value: dict[str, str]) -> dict[str, str]:
-        if not {*value} <= {*NAMEABLE}:
-            refuse(f"must name some of {', '.join(NAMEABLE)}")
+        return _known_columns(value)
+
+    @field_validator("mixture")
+    @classmethod
+    def _takes_the_place_of_one_set(
+        cls, value: dict[str, MixtureSetSection], info: ValidationInfo
+    ) -> dict[str, MixtureSetSection]:
+        if value and info.data.get("dataset_name") is not None:
+            refuse("and dataset.dataset_name cannot both be given")
+        weights = [one.weight is not None for one in value.values()]
+        if any(weights) and not all(weights):
+            refuse("must give every set a weight, or none, which takes all pairs of each")
+        return value
+
+    @field_validator("eval_dataset_name")
+    @classmethod
+    def _has_no_mixture_beside_it(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("mixture"):
+            refuse(
+                "has no effect beside dataset.mixture, whose validation is a share of its prompts (val_ratio)"
+            )
         return value
 
     @field_validator("max_prompt_length")

@@ -1,0 +1,1 @@
+"""Several sets as one, drawn by weight."""
