@@ -25,6 +25,7 @@ from dynamic_dpo.data.truncate import TokenPair
 from dynamic_dpo.data.turns.endings import Ending, Span, end_of_messages, end_of_text, human_turns
 from dynamic_dpo.data.turns.extras import join_extras, template_arguments, unwritten_field
 from dynamic_dpo.data.turns.mask import check_answer_tokens, gaps, token_spans, with_turn_ends
+from dynamic_dpo.data.turns.places import TokenPlaces
 from dynamic_dpo.errors import DataError
 from dynamic_dpo.utils.hashing import content_hash
 from dynamic_dpo.utils.templates import stop_token_ids
@@ -130,6 +131,7 @@ class TextReader(PairReader):
         super().__init__(tokenizer, answer_tokens)
         self.eos = require_eos(tokenizer)
         self.encoder = PairEncoder(tokenizer, add_special_tokens=True)
+        self.places = TokenPlaces(tokenizer, add_special_tokens=True)
 
     def encode(self, pairs: Sequence[Pair], extras: Sequence[str] | None = None) -> list[ReadPair | BadRow]:
         """Tokenise prompt, prompt + chosen and prompt + rejected."""
@@ -160,7 +162,7 @@ class TextReader(PairReader):
         if not turns:
             return ()
         in_text = _moved(turns, len(prompt))
-        spans = token_spans(self.tokenizer, prompt + answer, ids, in_text, add_special_tokens=True)
+        spans = token_spans(self.places, prompt + answer, ids, in_text)
         return _moved(spans, len(_without_double(self.tokenizer.bos_token_id, ids)) - len(ids))
 
     def finish(self, encoded: EncodedTexts) -> CutPair:
@@ -196,6 +198,7 @@ class MessageReader(PairReader):
         require_chat_template(tokenizer)
         self.template_kwargs = dict(template_kwargs or {})
         self.encoder = PairEncoder(tokenizer, add_special_tokens=False)
+        self.places = TokenPlaces(tokenizer, add_special_tokens=False)
 
     def encode(self, pairs: Sequence[Any], extras: Sequence[str] | None = None) -> list[ReadPair | BadRow]:
         """Render and tokenise; the template's text holds its special tokens, none are added.
@@ -267,7 +270,7 @@ class MessageReader(PairReader):
         if len(answer) == 1 or self.all_count:
             return ()
         written = as_conversation(self.tokenizer, prompt + answer, text, arguments).written(len(prompt))
-        spans = token_spans(self.tokenizer, text, ids, gaps(written), add_special_tokens=False)
+        spans = token_spans(self.places, text, ids, gaps(written))
         return with_turn_ends(ids, spans, stops=self.stops, is_blank=self._is_blank)
 
     def finish(self, encoded: EncodedTexts) -> CutPair:

@@ -122,8 +122,8 @@ def _marked(tokenizer: Any, messages: list[Message], text: str, arguments: Mappi
     """Return what ``{% generation %}`` marks of the template enclose in ``text``; nothing where there are none."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    template = tokenizer.chat_template
-    if not isinstance(template, str) or not _MARKS.search(template):
+    template = template_of(tokenizer, arguments)
+    if not _MARKS.search(template):
         return []
     (rendered,), (spans,) = render_jinja_template(
         conversations=[messages],

@@ -16,6 +16,7 @@ from dynamic_dpo.data.prepare import prepare_preferences
 from dynamic_dpo.data.readers import MessageReader
 from dynamic_dpo.data.tokenize import MASK_FIELDS, tokenize_pairs
 from dynamic_dpo.data.turns.mask import answer_mask
+from dynamic_dpo.data.turns.places import TokenPlaces
 from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.utils.templates import LLAMA3_CHAT_TEMPLATE
 from helpers_tokenizers import CHATML, STYLES, make_tokenizer
@@ -181,9 +182,23 @@ def test_a_template_whose_turns_follow_a_bracket_scores_the_blank_before_each_as
     assert [piece[0] for piece in answer[::2]] == [" ", " "]
 
 
-def test_a_tokenizer_that_tells_no_places_gives_the_same_mask(monkeypatch):
+def test_a_long_turn_behind_a_header_that_no_generation_prompt_gives():
+    bare = PLAIN.replace("{% if add_generation_prompt %}assistant:{% endif %}", "")
+    long = says("Once upon a time there was a small house.")
+    foreign = [f"user: {THANKS['content']}\nassistant:"]
+    assert answer_of([*TURNS[:2], long], bare)[1:] == [foreign, f" {long['content']}\n<|im_end|>"]
+    direct = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    assert answer_of([*TURNS[:2], long], direct) == [
+        "It is blue.<|im_end|>", [THANKS["content"] + "<|im_end|>"], long["content"] + "<|im_end|>"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("style", [style for style in STYLES if "space" not in style])
+def test_tokenizers_that_are_asked_for_offsets_or_tell_no_places_give_the_same_mask(monkeypatch, style):
+    monkeypatch.setattr(TokenPlaces, "_by_bytes", lambda *_: None)
+    assert answer_of(TURNS, CHATML, style) == EXPECTED
     monkeypatch.setattr(PreTrainedTokenizerFast, "is_fast", property(lambda _: False))
-    assert answer_of(TURNS, CHATML) == EXPECTED
+    assert answer_of(TURNS, CHATML, style) == EXPECTED
 
 
 @pytest.mark.parametrize("bos", [False, True])
@@ -348,3 +363,17 @@ def test_of_any_conversation_the_assistants_turns_are_scored_and_nothing_else(fi
     # A line break that became one token with the header's belongs to what the assistant writes.
     assert [text.strip() for text in scored] == [(text + "<|im_end|>").strip() for text in said]
     assert [text.lstrip("\n") for text in scored] == [(text + "<|im_end|>").lstrip("\n") for text in said]
+
+
+def test_tool_calls_are_the_assistants_and_what_the_tool_answers_is_not():
+    calling = CHATML.replace(
+        "message['content'] + '<|im_end|>\n' }}",
+        "(message['content'] or '') }}{% for call in message.tool_calls or [] %}{{ call.function.name + '(1)' }}"
+        "{% endfor %}{{ '<|im_end|>\n' }}",
+    )
+    call = says(None, tool_calls=[{"type": "function", "function": {"name": "look", "arguments": {}}}])
+    assert answer_of([call, TOOL, says("b")], calling) == [
+        "look(1)<|im_end|>",
+        [f"\n<|im_start|>tool\n12 345<|im_end|>\n{HEADER}"],
+        "b<|im_end|>",
+    ]

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
 from itertools import pairwise
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 from dynamic_dpo.data.turns.endings import Span
+from dynamic_dpo.data.turns.places import TokenPlaces
 from dynamic_dpo.errors import ConfigError
 
 AnswerTokens = Literal["assistant", "all"]
@@ -33,42 +34,19 @@ def gaps(written: Sequence[Span]) -> list[Span]:
     return [Span(before.end, after.start) for before, after in pairwise(written)]
 
 
-def token_spans(
-    tokenizer: Any, text: str, ids: Sequence[int], spans: Sequence[Span], *, add_special_tokens: bool
-) -> list[Span]:
+def token_spans(places: TokenPlaces, text: str, ids: Sequence[int], spans: Sequence[Span]) -> list[Span]:
     """Return spans of characters as spans of tokens.
 
     A token across a border belongs to what follows it, as one across the border of prompt and answer does.
 
     Args:
-        tokenizer: A Hugging Face tokenizer.
+        places: Finds places of a text among its tokens.
         text: The text.
         ids: Its tokens.
         spans: Spans of characters, in order.
-        add_special_tokens: Whether the tokenizer added its own to ``ids``.
     """
-    borders = [place for span in spans for place in span]
-    places = _by_offsets(tokenizer, text, ids, borders, add_special_tokens)
-    if places is None:
-        encoded = (
-            tokenizer(text[:border], add_special_tokens=add_special_tokens)["input_ids"] for border in borders
-        )
-        places = [_common_length(part, ids) for part in encoded]
-    return [Span(*pair) for pair in zip(places[::2], places[1::2], strict=True)]
-
-
-def _by_offsets(
-    tokenizer: Any, text: str, ids: Sequence[int], borders: Sequence[int], add_special_tokens: bool
-) -> list[int] | None:
-    """Return how many tokens end at or before each border, or None if the tokenizer does not tell."""
-    if not getattr(tokenizer, "is_fast", False):
-        return None
-    encoded = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
-    if list(encoded["input_ids"]) != list(ids):
-        return None
-    ends = [end for _, end in encoded["offset_mapping"]]
-    # Tokens that the tokenizer adds have no place in the text, and none stands between two others.
-    return [next((i for i, end in enumerate(ends) if end > border), len(ends)) for border in borders]
+    found = places(text, ids, [place for span in spans for place in span])
+    return [Span(*pair) for pair in zip(found[::2], found[1::2], strict=True)]
 
 
 def with_turn_ends(
@@ -131,8 +109,3 @@ def last_scored(mask: Sequence[int]) -> int:
         3
     """
     return next((place for place in range(len(mask), 0, -1) if mask[place - 1]), 0)
-
-
-def _common_length(ids: Sequence[int], others: Sequence[int]) -> int:
-    shorter = min(len(ids), len(others))
-    return next((i for i in range(shorter) if ids[i] != others[i]), shorter)

@@ -24,6 +24,9 @@ Messages = list[dict[str, Any]]
 # Of characters for private use, which no template looks for; that nothing else became of it is verified.
 _MARK: Final = "\ue000dynamic-dpo\ue001"
 
+# Characters; what is longer and stands where the word is given is what the turn says.
+_LONGEST_HEADER: Final = 24
+
 
 class Conversation:
     """A rendered conversation and the ways to render others by the same template.
@@ -97,13 +100,19 @@ class Conversation:
         before = self.messages[:turn]
         opened = self.render(before, True)
         if opened is not None and self.text.startswith(opened):
-            if opened != self.render(before, False):
+            if self._says_next(turn, len(opened)) or opened != self.render(before, False):
                 return len(opened)
             # No generation prompt: a header, if there is one, belongs to what stands before the turn's text.
             marked = self._place_of_mark(turn, at_end=False)
             has_header = marked is not None and not is_blank(self.text[len(opened) : marked])
             return marked if marked is not None and has_header else len(opened)
         return self._certain(self._place_of_mark(turn, at_end=False), turn)
+
+    def _says_next(self, turn: int, place: int) -> bool:
+        """Whether what the turn says stands right there; a word or two might as well be a header."""
+        said = self.messages[turn].get("content")
+        is_long = isinstance(said, str) and len(said.strip()) > _LONGEST_HEADER
+        return is_long and self.text[place:].lstrip().startswith(str(said).strip())
 
     def _end(self, turn: int) -> int:
         closed = self.render(self.messages[: turn + 1], False)
