@@ -20,6 +20,8 @@ from dynamic_dpo.utils.blank_text import is_blank
 from dynamic_dpo.utils.templates import parse_hh_to_messages
 
 TOKEN_FIELDS: Final = ("prompt_ids", "chosen_ids", "rejected_ids")
+MASK_FIELDS: Final = ("chosen_mask", "rejected_mask")
+"""Of an answer that others speak in, 1 for each token that is scored and 0 for others; null where all are."""
 
 CARRIED: Final = ("tool_calls", "reasoning_content", "tool_call_id")
 """What a message may have besides role and content, and its chat template is given."""
@@ -64,6 +66,16 @@ class SampledPair(NamedTuple):
     rejected_ids: list[int] | None
 
 
+class MaskedIds(NamedTuple):
+    """A pair of token ids, and which tokens of its answers are scored; ``None`` for all."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+    chosen_mask: list[int] | None = None
+    rejected_mask: list[int] | None = None
+
+
 class RowKind(NamedTuple):
     """A shape in which preference data is published.
 
@@ -96,7 +108,7 @@ class ReadRow(NamedTuple):
 
 # What each kind reads, besides what a shape has rewritten. The metadata of rollouts is their makers'.
 _READ: Final = {
-    "token_ids": frozenset(TOKEN_FIELDS),
+    "token_ids": frozenset((*TOKEN_FIELDS, *MASK_FIELDS)),
     "sampled": frozenset(
         (
             "prompt_messages",
@@ -371,8 +383,21 @@ def _sampled(row: Mapping[str, Any], prompt_required: bool) -> SampledPair:
     return SampledPair(*_rollout(row, prompt_required), *ids)
 
 
-def _tokens(row: Mapping[str, Any], prompt_required: bool) -> Pair:
-    return Pair(*(_token_ids(row, field) for field in TOKEN_FIELDS))
+def _tokens(row: Mapping[str, Any], prompt_required: bool) -> Any:
+    prompt, *answers = (_token_ids(row, field) for field in TOKEN_FIELDS)
+    masks = (_mask(row, field, ids) for field, ids in zip(MASK_FIELDS, answers, strict=True))
+    return MaskedIds(prompt, *answers, *masks)
+
+
+def _mask(row: Mapping[str, Any], field: str, ids: list[int]) -> list[int] | None:
+    if row.get(field) is None:
+        return None
+    mask = _token_ids(row, field)
+    if ids and (len(mask) != len(ids) or not {1} <= {*mask} <= {0, 1}):
+        raise BadRow(
+            "bad_token_ids", f"{field} is no 0 or 1 for each of {len(ids)} tokens, not all 0: {mask}"
+        )
+    return mask
 
 
 def _answers_to(prompt: list[Message], row: Mapping[str, Any]) -> Pair:

@@ -17,7 +17,15 @@ import pyarrow.compute as pc
 from datasets import Dataset, List, Value
 
 from dynamic_dpo.data.arrow import as_dataset, iter_rows, read_rows
-from dynamic_dpo.data.pairing import ROW_KINDS, TOKEN_FIELDS, Pair, SampledPair, detect_kind, read_row
+from dynamic_dpo.data.pairing import (
+    MASK_FIELDS,
+    ROW_KINDS,
+    TOKEN_FIELDS,
+    Pair,
+    SampledPair,
+    detect_kind,
+    read_row,
+)
 from dynamic_dpo.data.quarantine import BadRow, Quarantine
 from dynamic_dpo.data.shapes.options import ShapeOptions
 from dynamic_dpo.data.shapes.table import is_unpaired
@@ -70,7 +78,8 @@ def to_preference_pairs(
     Returns:
         The pairs, with ``row`` the number of the row they came from, and the quarantine. Together they hold
         every row. Prompt and answers are text, or messages (those of kind ``sampled`` with the columns
-        ``chosen_ids, rejected_ids``), or (``prompt_ids, chosen_ids, rejected_ids``) token ids.
+        ``chosen_ids, rejected_ids``), or (``prompt_ids, chosen_ids, rejected_ids``) token ids, with
+        ``chosen_mask, rejected_mask`` where rows bring them.
 
     Raises:
         DataError: If ``kind`` is unknown, if there are rows and none has a known shape, or if none is usable.
@@ -96,7 +105,7 @@ def to_preference_pairs(
         "text": dict.fromkeys(Pair._fields, TEXT),
         "messages": dict.fromkeys(Pair._fields, MESSAGES),
         "sampled": {name: TOKENS if name in TOKEN_FIELDS else MESSAGES for name in SampledPair._fields},
-        "token_ids": dict.fromkeys(TOKEN_FIELDS, TOKENS),
+        "token_ids": dict.fromkeys((*TOKEN_FIELDS, *MASK_FIELDS), TOKENS),
     }
     pairs = read_rows(
         dataset,
@@ -132,6 +141,9 @@ def _without_notes(pairs: Dataset, quarantine: Quarantine) -> Dataset:
         logger.warning("%snothing reads %s", source, names)
     if EXTRAS in pairs.column_names and not pc.any(pc.not_equal(pairs.data.column(EXTRAS), "")).as_py():
         pairs = pairs.remove_columns(EXTRAS)
+    masks = [name for name in MASK_FIELDS if name in pairs.column_names]
+    if all(pairs.data.column(name).null_count == len(pairs.data) for name in masks):
+        pairs = pairs.remove_columns(masks)
     quarantine.shapes.update(shapes)
     quarantine.unused.update(unused)
     return pairs.remove_columns(list(_NOTES))

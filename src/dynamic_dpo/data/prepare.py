@@ -15,13 +15,13 @@ import pyarrow.compute as pc
 from datasets import Dataset, Value
 
 from dynamic_dpo.data.ledger import Ledger, length_statistics
-from dynamic_dpo.data.pairing import TOKEN_FIELDS
+from dynamic_dpo.data.pairing import MASK_FIELDS, TOKEN_FIELDS
 from dynamic_dpo.data.preference import detect_dataset_kind, detect_rollout_kind, to_preference_pairs
 from dynamic_dpo.data.quarantine import Quarantine
 from dynamic_dpo.data.shapes.options import RankingRule, ShapeOptions
 from dynamic_dpo.data.sources import load_evaluation_rows, load_rows
 from dynamic_dpo.data.split import Split, prompt_keys, split_by_prompt
-from dynamic_dpo.data.tokenize import MASK_FIELDS, TokenizedPairs, tokenize_pairs
+from dynamic_dpo.data.tokenize import TokenizedPairs, tokenize_pairs
 from dynamic_dpo.errors import DataError
 
 logger = logging.getLogger("dynamic_dpo")

@@ -23,7 +23,7 @@ REASONS: Final = {
     "not_text": "a field that must be text is something else, or holds characters that are not Unicode text",
     "bad_message": "a message is not an object with a role and a text content",
     "has_images": "the row has images, sound or video, and pairs are trained on as text alone",
-    "bad_token_ids": "a token field is not a list of non-negative integers",
+    "bad_token_ids": "a token field is not a list of non-negative integers, or a mask does not fit its answer",
     "no_assistant_turn": "an HH transcript has no assistant turn",
     "no_common_prompt": "chosen and rejected do not begin with the same prompt",
     "answer_not_assistant": "an answer in messages does not begin with an assistant message",

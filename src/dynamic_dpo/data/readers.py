@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, NamedTuple
 
 from dynamic_dpo.data.encode import EncodedTexts, PairEncoder
-from dynamic_dpo.data.pairing import TOKEN_FIELDS, Message, Pair, SampledPair
+from dynamic_dpo.data.pairing import MASK_FIELDS, TOKEN_FIELDS, MaskedIds, Message, Pair, SampledPair
 from dynamic_dpo.data.quarantine import BadRow
 from dynamic_dpo.data.render import (
     RenderedPair,
@@ -24,7 +24,7 @@ from dynamic_dpo.data.render import (
 from dynamic_dpo.data.truncate import TokenPair
 from dynamic_dpo.data.turns.endings import Ending, Span, end_of_messages, end_of_text, human_turns
 from dynamic_dpo.data.turns.extras import join_extras, template_arguments, unwritten_field
-from dynamic_dpo.data.turns.mask import check_answer_tokens, gaps, token_spans, with_turn_ends
+from dynamic_dpo.data.turns.mask import check_answer_tokens, gaps, not_scored, token_spans, with_turn_ends
 from dynamic_dpo.data.turns.places import TokenPlaces
 from dynamic_dpo.errors import DataError
 from dynamic_dpo.utils.hashing import content_hash
@@ -72,8 +72,8 @@ class PairReader(ABC):
             TRL) or not (``assistant``).
     """
 
-    columns: ClassVar[tuple[str, ...]] = Pair._fields
-    kind: ClassVar[type[Pair] | type[SampledPair]] = Pair
+    columns: tuple[str, ...] = Pair._fields
+    kind: ClassVar[type[Pair] | type[SampledPair] | type[MaskedIds]] = Pair
 
     def __init__(self, tokenizer: Any, answer_tokens: str = "assistant") -> None:
         check_answer_tokens(answer_tokens)
@@ -104,13 +104,27 @@ class PairReader(ABC):
 
 
 class IdReader(PairReader):
-    """Pairs that are token ids already: taken as they are."""
+    """Pairs that are token ids already: taken as they are, with the masks of their answers where there are some."""
 
-    columns = TOKEN_FIELDS
+    kind = MaskedIds
 
-    def encode(self, pairs: Sequence[Pair], extras: Sequence[str] | None = None) -> list[ReadPair | BadRow]:
+    def __init__(self, tokenizer: Any, answer_tokens: str = "assistant", *, has_masks: bool = False) -> None:
+        super().__init__(tokenizer, answer_tokens)
+        self.columns = (*TOKEN_FIELDS, *MASK_FIELDS) if has_masks else TOKEN_FIELDS
+
+    def encode(
+        self, pairs: Sequence[MaskedIds], extras: Sequence[str] | None = None
+    ) -> list[ReadPair | BadRow]:
         """Return the parts themselves; nothing is joined."""
-        return [ReadPair(EncodedTexts(*pair)) for pair in pairs]
+        return [ReadPair(EncodedTexts(*pair[:3]), self._foreign(pair)) for pair in pairs]
+
+    def _foreign(self, pair: MaskedIds) -> tuple[Sequence[Span], Sequence[Span]]:
+        if self.all_count:
+            return (), ()
+        return (
+            _moved(not_scored(pair.chosen_mask or ()), len(pair.prompt)),
+            _moved(not_scored(pair.rejected_mask or ()), len(pair.prompt)),
+        )
 
     def finish(self, encoded: EncodedTexts) -> CutPair:
         """Check that no part is empty."""

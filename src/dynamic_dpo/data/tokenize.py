@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
 from dynamic_dpo.data.arrow import PROBLEM_FEATURES, map_tables, move_bad_rows
-from dynamic_dpo.data.pairing import TOKEN_FIELDS
+from dynamic_dpo.data.pairing import MASK_FIELDS, TOKEN_FIELDS
 from dynamic_dpo.data.preference import TOKENS
 from dynamic_dpo.data.quarantine import BadRow, Quarantine
 from dynamic_dpo.data.readers import IdReader, MessageReader, PairReader, ReadPair, SampledReader, TextReader
@@ -24,9 +24,6 @@ from dynamic_dpo.data.truncate import LengthLimits, TokenPair, truncate_pair
 from dynamic_dpo.data.turns.endings import Span
 from dynamic_dpo.data.turns.extras import EXTRAS
 from dynamic_dpo.data.turns.mask import answer_mask, last_scored
-
-MASK_FIELDS: Final = ("chosen_mask", "rejected_mask")
-"""Of an answer that others speak in, 1 for each token that is scored and 0 for others; null where all are."""
 
 _FEATURES: Final = Features(
     {
@@ -106,7 +103,8 @@ def tokenize_pairs(
     quarantine = quarantine if quarantine is not None else Quarantine()
     limits = LengthLimits(max_length, max_prompt_length, max_completion_length, truncation_mode)
     if set(TOKEN_FIELDS) <= set(dataset.column_names):
-        reader: PairReader = IdReader(tokenizer, answer_tokens)
+        has_masks = set(MASK_FIELDS) <= set(dataset.column_names)
+        reader: PairReader = IdReader(tokenizer, answer_tokens, has_masks=has_masks)
     elif isinstance(dataset.features["prompt"], Value):
         reader = TextReader(tokenizer, answer_tokens)
     elif "chosen_ids" in dataset.column_names:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from dynamic_dpo.data.tokenize import MASK_FIELDS
+from dynamic_dpo.data.pairing import MASK_FIELDS
 
 
 class PairSimilarity(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 
-from dynamic_dpo.data.tokenize import MASK_FIELDS
+from dynamic_dpo.data.pairing import MASK_FIELDS
 
 _BATCH_SIZE = 256
 # Where words are not set apart by spaces, each character is one.

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from dynamic_dpo.data.pairing import Pair
+from dynamic_dpo.data.pairing import MASK_FIELDS, Pair
 from dynamic_dpo.data.preference import to_preference_pairs
 from dynamic_dpo.data.prepare import prepare_preferences
 from dynamic_dpo.data.readers import MessageReader
-from dynamic_dpo.data.tokenize import MASK_FIELDS, tokenize_pairs
+from dynamic_dpo.data.tokenize import tokenize_pairs
 from dynamic_dpo.data.turns.mask import answer_mask
 from dynamic_dpo.data.turns.places import TokenPlaces
 from dynamic_dpo.errors import ConfigError
@@ -377,3 +377,24 @@ def test_tool_calls_are_the_assistants_and_what_the_tool_answers_is_not():
         [f"\n<|im_start|>tool\n12 345<|im_end|>\n{HEADER}"],
         "b<|im_end|>",
     ]
+
+
+def test_rows_of_token_ids_bring_their_masks():
+    ids = {"prompt_ids": [7, 8], "chosen_ids": [9, 10, 11, 12], "rejected_ids": [13]}
+    masked = ids | {"chosen_mask": [1, 0, 0, 1], "rejected_mask": None}
+    result = tokenised([ids, masked], make_tokenizer())
+    assert [row["chosen_mask"] for row in result.dataset] == [None, [1, 0, 0, 1]]
+    assert len(result.quarantine) == 0
+    cut = tokenised([masked], make_tokenizer(), max_completion_length=3).dataset
+    assert cut[0]["chosen_ids"] == [9]
+    for rows, setting in (
+        ([ids], "assistant"),
+        ([masked], "all"),
+        ([ids | {"chosen_mask": [1] * 4}], "assistant"),
+    ):
+        assert not set(MASK_FIELDS) & {
+            *tokenised(rows, make_tokenizer(), answer_tokens=setting).dataset.column_names
+        }
+    for bad in ([1], [0] * 4, [1, 2, 1, 1], "1001"):
+        bad_row = ids | {"chosen_mask": bad}
+        assert tokenised([ids, bad_row], make_tokenizer()).quarantine.counts() == {"bad_token_ids": 1}

@@ -101,6 +101,17 @@ def answer_mask(foreign: Sequence[Span], *, num_prompt: int, num_answer: int) ->
     return mask if 0 in mask else None
 
 
+def not_scored(mask: Sequence[int]) -> list[Span]:
+    """Return the runs of tokens that a mask leaves out.
+
+    Example:
+        >>> not_scored([1, 0, 0, 1, 0])
+        [Span(start=1, end=3), Span(start=4, end=5)]
+    """
+    borders = [place for place, (a, b) in enumerate(pairwise([1, *mask, 1])) if bool(a) != bool(b)]
+    return [Span(*pair) for pair in zip(borders[::2], borders[1::2], strict=True)]
+
+
 def last_scored(mask: Sequence[int]) -> int:
     """Return the length of an answer up to its last token that counts; 0 if none does.
 

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 
+from dynamic_dpo.data.pairing import MASK_FIELDS
 from dynamic_dpo.data.preference import to_preference_pairs
 from dynamic_dpo.data.sources import load_rows
-from dynamic_dpo.data.tokenize import MASK_FIELDS, tokenize_pairs
+from dynamic_dpo.data.tokenize import tokenize_pairs
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.rows import PairBatch, scored_lengths
 from dynamic_dpo.errors import ConfigError, ModelError
