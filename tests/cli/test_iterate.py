@@ -33,8 +33,11 @@ def write(folder: Path, settings: dict[str, Any]) -> Path:
 
 def begin(path: Path) -> subprocess.Popen[str]:
     words = [sys.executable, "-m", "dynamic_dpo.cli.main", "iterate", "--config", str(path)]
+    # The loop's stages are processes of their own: they find the tests' scorer by the path alone.
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     )
 
 
