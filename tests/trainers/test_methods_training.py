@@ -142,7 +142,8 @@ def test_a_method_without_reference_loads_and_scores_none(
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("the reference was touched")
 
-    monkeypatch.setattr(dynamic_dpo.trainers.policy, "load_model", refuse)
+    for loading in ("find_policy", "load_policy_files"):
+        monkeypatch.setattr(dynamic_dpo.trainers.policy, loading, refuse)
     monkeypatch.setattr(dynamic_dpo.trainers.policy.PolicyAndReference, "open_reference", refuse)
     monkeypatch.setattr(ReferencedData, "attach", refuse)
     trainer = make(

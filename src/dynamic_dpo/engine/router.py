@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from dynamic_dpo.engine.rows import Rows
+from dynamic_dpo.errors import ConfigError
 
 logger = logging.getLogger("dynamic_dpo")
 
@@ -51,9 +52,17 @@ def router_loss_of(model: Any, *, coefficient: float | None = None) -> RouterLos
 
     Returns:
         The loss, or ``None`` for a model without one.
+
+    Raises:
+        ConfigError: If a weight is given and the model is no mixture of experts.
     """
     config = model.config.get_text_config()
     if not hasattr(config, "output_router_logits"):
+        if coefficient:
+            raise ConfigError(
+                f"router_aux_loss_coef={coefficient:g} weighs the balancing loss of a mixture of experts, and "
+                f"{type(model).__name__} is none: leave it out"
+            )
         return None
     name = type(model).__name__
     if coefficient is None:

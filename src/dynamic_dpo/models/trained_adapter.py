@@ -8,19 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from dynamic_dpo.errors import ConfigError, ModelError
-from dynamic_dpo.models.adapters import ADAPTER_FILE, ModelFiles, find_adapter, fitting
+from dynamic_dpo.models.adapters import ADAPTER_FILE, ModelFiles, find_adapter, find_model, fitting
 from dynamic_dpo.models.sources import file_fingerprint, load_model, resolve_model
 
 
-def find_policy(name: str) -> ModelFiles:
-    """Find a model to train, or its reference, and fetch nothing of a hub name yet.
+def find_policy(name: str, *, revision: str | None = None) -> ModelFiles:
+    """Find a model to train, or its reference; of a hub name without a revision nothing is fetched yet.
 
     Args:
         name: Hub name, folder, ``.gguf`` file, ``package:NAME``, or the folder of an adapter.
+        revision: Branch, tag or commit on the hub.
 
     Raises:
+        ConfigError: If a revision is given for a local model.
         ModelError: If there is no such file or folder, or an adapter names no base.
     """
+    if revision is not None:
+        return find_model(name, revision=revision, setting="model_init_kwargs['revision']")
     found = find_adapter(name)
     if found is not None:
         return found

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from dataclasses import dataclass
 from typing import Any
 
 from dynamic_dpo.errors import ConfigError
+from dynamic_dpo.trainers.unused_arguments import warn_of_unused
 from dynamic_dpo.utils.secrets import keep_tokens_unsaved
+
+logger = logging.getLogger("dynamic_dpo")
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ def whole_step_arguments(args: Any) -> tuple[Any, StepShape]:
     """
     check_parallelism(args)
     _refuse_unsupported(args)
+    warn_of_unused(args)
     shape = StepShape(args.per_device_train_batch_size, args.gradient_accumulation_steps)
     args = copy.copy(args)
     keep_tokens_unsaved(args)
@@ -129,6 +134,34 @@ def truncation_of(args: Any) -> Truncation:
     return Truncation(max_length=args.max_length, truncation_mode=args.truncation_mode)
 
 
+def model_options(args: Any, model: Any) -> dict[str, Any]:
+    """Return how a ``trl.DPOConfig`` wants a model to be loaded that is given by its name.
+
+    Args:
+        args: The training arguments.
+        model: The model, or its name.
+
+    Raises:
+        ConfigError: If it asks for what the trainer decides itself.
+    """
+    given = getattr(args, "model_init_kwargs", None)
+    if not given:
+        return {}
+    if not isinstance(model, str):
+        logger.warning(
+            "training argument model_init_kwargs=%r has no effect: the model is loaded already", given
+        )
+        return {}
+    refusals = {
+        "trust_remote_code": "code that lies beside weights is never run: use a model that transformers knows",
+        "device_map": "the trainer places the model: start with `accelerate launch` for several GPUs",
+    }
+    for name, why in refusals.items():
+        if given.get(name):
+            raise ConfigError(f"training argument model_init_kwargs[{name!r}]={given[name]!r}: {why}")
+    return {name: value for name, value in given.items() if name not in refusals}
+
+
 def _refuse_unsupported(args: Any) -> None:
     refusals = {
         "n_gpu": (
@@ -142,6 +175,22 @@ def _refuse_unsupported(args: Any) -> None:
         "auto_find_batch_size": (
             args.auto_find_batch_size,
             "a step's pairs are fixed; lower engine.tokens_per_microbatch to save memory",
+        ),
+        "trust_remote_code": (
+            bool(getattr(args, "trust_remote_code", False)),
+            "code that lies beside weights is never run: use a model that transformers knows",
+        ),
+        "bf16_full_eval": (
+            args.bf16_full_eval,
+            "pairs are evaluated in the arithmetic of training: leave it out",
+        ),
+        "fp16_full_eval": (
+            args.fp16_full_eval,
+            "pairs are evaluated in the arithmetic of training: leave it out",
+        ),
+        "train_sampling_strategy": (
+            args.train_sampling_strategy == "group_by_length",
+            "the engine sorts each step's pairs by length already: leave it out",
         ),
     }
     for name, (refused, why) in refusals.items():

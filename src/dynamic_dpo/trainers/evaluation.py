@@ -28,8 +28,8 @@ def evaluate_pairs(
     prefix: str,
     description: str,
     show_progress: bool,
-) -> tuple[dict[str, float], int]:
-    """Return the mean loss and metrics over all pairs, and their number. Collective over ranks.
+) -> tuple[dict[str, float], Tensor]:
+    """Return the mean loss and metrics over all pairs, and the rewards of each. Collective over ranks.
 
     Args:
         model: The policy, wrapped as the accelerator wants it; it is left in the mode that it was in.
@@ -44,7 +44,7 @@ def evaluate_pairs(
 
     Returns:
         ``{prefix}_loss``, ``{prefix}_rewards/accuracies`` and so on; pairs that a sampler repeated to make ranks
-        even count once.
+        even count once. The rewards of chosen and rejected answers in the order of the rows, shape [N, 2].
     """
     rows: list[int] = []
     values: list[Tensor] = []
@@ -75,8 +75,11 @@ def evaluate_pairs(
     owners = gather_ragged(accelerator, torch.tensor(rows, dtype=torch.long, device=device)).tolist()
     # Of a pair that a sampler repeated to make ranks even, the first occurrence counts.
     first = list({row: i for i, row in reversed(list(enumerate(owners)))}.values())
-    if not first:
-        return {}, 0
-    means = table[sorted(first)].mean(0).tolist()
+    table = table[sorted(first, key=lambda i: owners[i])]
     names = ("loss", *PAIR_METRICS)
-    return {f"{prefix}_{name}": mean for name, mean in zip(names, means, strict=True)}, len(first)
+    rewards = table[:, [names.index("rewards/chosen"), names.index("rewards/rejected")]]
+    if not first:
+        return {}, rewards
+    return {
+        f"{prefix}_{name}": mean for name, mean in zip(names, table.mean(0).tolist(), strict=True)
+    }, rewards

@@ -68,6 +68,8 @@ class PolicyAndReference:
         fingerprint: Fingerprint of the reference's weights where its files are known.
         autocast: Whether training runs under autocast.
         reference_is_base: Whether the reference is the model under the adapter that the policy came with.
+        model_options: How models are loaded that are given by name, as ``from_pretrained`` takes it; a ``revision``
+            is the policy's.
 
     Attributes:
         model: The policy, adapters included.
@@ -95,16 +97,18 @@ class PolicyAndReference:
         fingerprint: str | None,
         autocast: bool = False,
         reference_is_base: bool = False,
+        model_options: dict[str, Any] | None = None,
     ) -> None:
         self.owns_reference = self.keeps_reference = self.is_sharded = False
         self.moves_reference = False
         self.tail_weight = 1.0
         self._reference_scorer: PairScorer | None = None
+        options = dict(model_options or {})
         policy: Any = model
         files = reference_files = None
         if isinstance(model, str):
-            files = find_policy(model)
-            policy = load_policy_files(files, gradient_checkpointing=gradient_checkpointing)
+            files = find_policy(model, revision=options.pop("revision", None))
+            policy = load_policy_files(files, gradient_checkpointing=gradient_checkpointing, **options)
             tokenizer = tokenizer or load_tokenizer(files.tokenizer)
             if isinstance(ref_model, str) and _is_base(find_policy(ref_model), files):
                 ref_model, reference_is_base = None, True
@@ -122,7 +126,7 @@ class PolicyAndReference:
                 ref_model, reference_is_base = files.base.name, False
         if isinstance(ref_model, str):
             reference_files = find_policy(ref_model)
-            ref_model = load_policy_files(reference_files, trained=False)
+            ref_model = load_policy_files(reference_files, trained=False, **options)
             self.owns_reference = True
         elif ref_model is not None:
             reference_files = None

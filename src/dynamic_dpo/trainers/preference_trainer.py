@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor, nn
-from transformers.trainer_utils import EvalLoopOutput, set_seed
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, set_seed
 
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.engine.rows import PairBatch
@@ -26,10 +28,13 @@ from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.methods.base import PreferenceMethod
 from dynamic_dpo.methods.objective import ReferenceSync
 from dynamic_dpo.methods.settings import MAX_NONFINITE
+from dynamic_dpo.models.adapters import find_adapter
 from dynamic_dpo.runs.margin_log import MarginLogConfig
+from dynamic_dpo.runs.model_card import TAGS, model_card
 from dynamic_dpo.trainers.arguments import (
     Truncation,
     default_arguments,
+    model_options,
     pairs_per_update,
     refuse_loss_arguments,
     truncation_of,
@@ -48,6 +53,7 @@ from dynamic_dpo.trainers.resumable_trainer import ResumableTrainer
 from dynamic_dpo.trainers.sharding import same_number_of_batches
 from dynamic_dpo.trainers.step_shares import share_steps
 from dynamic_dpo.trainers.whole_step import WholeStep
+from dynamic_dpo.utils.files import write_text
 from dynamic_dpo.utils.process import prepare_process
 
 logger = logging.getLogger("dynamic_dpo")
@@ -85,6 +91,9 @@ class PreferenceTrainer(ResumableTrainer):
         reference_sync: How the reference follows the policy; by default as a `trl.DPOConfig` says, else not.
         pair_sets: Name of each set that the pairs are a mixture of, to its first row; their margins are logged apart.
         resume_changed: Whether a run may go on from a checkpoint that other settings or other data have made.
+        compute_metrics: More metrics of an evaluation, from a `transformers.EvalPrediction` of all its pairs:
+            ``predictions`` [N, 2] are the rewards of chosen and rejected answers, ``label_ids`` [N] the places of the
+            preferred ones, 0.
 
     Raises:
         ConfigError: If the arguments ask for something unsupported.
@@ -122,6 +131,7 @@ class PreferenceTrainer(ResumableTrainer):
         resume_changed: bool = False,
         reference_sync: ReferenceSync | None = None,
         pair_sets: Mapping[str, int] | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
     ) -> None:
         started = time.time()
         flush_denormal = prepare_process()
@@ -139,9 +149,12 @@ class PreferenceTrainer(ResumableTrainer):
             ref_model, reference_is_base = None, False
         self.reference_sync = reference_sync or sync_of(given)
         has_adapter = peft_config is not None or hasattr(model, "peft_config")
+        has_adapter = has_adapter or (isinstance(model, str) and find_adapter(model) is not None)
         for problem in self.reference_sync.problems([method], has_adapter=has_adapter):
             raise ConfigError(f"reference_sync.{problem}")
         self.engine = engine or EngineConfig()
+        if getattr(given, "activation_offloading", False):
+            self.engine = replace(self.engine, offload_activations=True)
         self.resume_changed = resume_changed
 
         # What is trained, and on what. Here an adapter's weights are drawn, and those that a model's files lack.
@@ -156,6 +169,7 @@ class PreferenceTrainer(ResumableTrainer):
             autocast=args.bf16 or args.fp16,
             fingerprint=reference_fingerprint,
             reference_is_base=reference_is_base,
+            model_options=model_options(args, model),
         )
         self.data = ReferencedData(
             self.policy, self.truncation, getattr(args, "dataset_num_proc", None), answer_tokens
@@ -169,7 +183,14 @@ class PreferenceTrainer(ResumableTrainer):
             processing_class=self.policy.tokenizer,
             callbacks=[*(callbacks or ())],
             optimizers=optimizers,
+            compute_metrics=compute_metrics,
         )
+        self.base_name = (
+            model if isinstance(model, str) else getattr(self.model.config, "_name_or_path", None)
+        )
+        self.dataset_name = getattr(getattr(train_dataset, "info", None), "dataset_name", None)
+        if hasattr(self.model, "add_model_tags"):
+            self.model.add_model_tags(list(TAGS))
         self.policy.prepare(
             self.accelerator,
             is_sharded=self.is_fsdp_enabled,
@@ -221,6 +242,16 @@ class PreferenceTrainer(ResumableTrainer):
         self.moving_reference = MovingReference(self.policy, self.reference_sync)
         if self.policy.moves_reference:
             self.add_callback(self.moving_reference)
+
+    @property
+    def ref_model(self) -> Any:
+        """The reference, where it is a model of its own and not let go yet; else ``None``."""
+        return self.policy.reference_model
+
+    @property
+    def aux_loss_enabled(self) -> bool:
+        """Whether the balancing loss of a mixture of experts is added to the training loss."""
+        return self.policy.scorer.router is not None
 
     @property
     def num_updates(self) -> int:
@@ -371,7 +402,7 @@ class PreferenceTrainer(ResumableTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Score every pair of ``dataloader`` as in training, without gradients; no state changes."""
-        metrics, count = evaluate_pairs(
+        metrics, rewards = evaluate_pairs(
             self.model_wrapped if self.is_in_train else self.model,
             self.stopping.cuts(same_number_of_batches(self.accelerator, dataloader)),
             method=self.method,
@@ -382,7 +413,16 @@ class PreferenceTrainer(ResumableTrainer):
             description=description,
             show_progress=not self.args.disable_tqdm,
         )
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=count)
+        predictions, labels = rewards.numpy(), np.zeros(len(rewards), np.int64)
+        if self.compute_metrics is not None and len(rewards):
+            own = self.compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels))
+            start = f"{metric_key_prefix}_"
+            metrics |= {
+                name if name.startswith(start) else start + name: value for name, value in own.items()
+            }
+        return EvalLoopOutput(
+            predictions=predictions, label_ids=labels, metrics=metrics, num_samples=len(rewards)
+        )
 
     # ---- what a preference run adds to a checkpoint, and to its end ----
 
@@ -405,6 +445,46 @@ class PreferenceTrainer(ResumableTrainer):
     def reason_to_stop(self) -> str | None:
         """Return why the method wants the run to end, if it does."""
         return self.method.stop_reason
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+        *,
+        dataset_name: str | None = None,
+    ) -> None:
+        """Write ``README.md`` into the run's folder: which method, on what data, at what beta.
+
+        The arguments are those of `transformers.Trainer`, and TRL's ``dataset_name``; what a card of a preference run
+        has no place for is refused.
+
+        Raises:
+            ConfigError: If ``language``, ``license``, ``tasks``, ``dataset_tags`` or ``dataset_args`` is given.
+        """
+        others = {"language": language, "license": license, "tasks": tasks, "dataset_tags": dataset_tags}
+        for name, value in (others | {"dataset_args": dataset_args}).items():
+            if value is not None:
+                raise ConfigError(f"the model card has no {name}: write it into README.md afterwards")
+        if not self.is_world_process_zero():
+            return
+        first = dataset if isinstance(dataset, str) or dataset is None else ", ".join(dataset)
+        text = model_card(
+            model_name or Path(self.args.output_dir).name,
+            method=self.method.name,
+            beta=self.method.beta,
+            base=finetuned_from or self.base_name,
+            dataset=dataset_name or first or self.dataset_name,
+            num_pairs=len(self.train_dataset) if self.train_dataset is not None else 0,
+            tags=[tags] if isinstance(tags, str) else tags or [],
+        )
+        write_text(Path(self.args.output_dir) / "README.md", text)
 
     def finish_run(self) -> None:
         """Leave the run's record."""

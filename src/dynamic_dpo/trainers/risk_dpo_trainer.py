@@ -150,6 +150,8 @@ class RiskBetaDPOTrainer(PreferenceTrainer):
     ) -> None:
         if "method" in kwargs:
             raise ConfigError("RiskBetaDPOTrainer has its method; use PreferenceTrainer to choose another")
+        if train_dataset is None:
+            raise ConfigError("train_dataset is required: give a datasets.Dataset of preference pairs")
         args = args if args is not None else default_arguments()
         self.dynamic_cfg = dynamic_cfg or _from_beta_of(args)
         _say_whose_beta(args, dynamic_cfg)
