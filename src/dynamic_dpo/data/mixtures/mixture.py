@@ -17,13 +17,14 @@ import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
 
 from dynamic_dpo.data.ledger import Ledger
+from dynamic_dpo.data.pairing import MASK_FIELDS
 from dynamic_dpo.data.preference import detect_dataset_kind, detect_rollout_kind, to_preference_pairs
 from dynamic_dpo.data.prepare import PreparedPreferences, describe, form_of, statistics_of
 from dynamic_dpo.data.quarantine import Quarantine
 from dynamic_dpo.data.shapes.options import RankingRule, ShapeOptions
 from dynamic_dpo.data.sources import load_rows
 from dynamic_dpo.data.split import split_by_prompt
-from dynamic_dpo.data.tokenize import MASK_FIELDS, TokenizedPairs, tokenize_pairs
+from dynamic_dpo.data.tokenize import TokenizedPairs, tokenize_pairs
 from dynamic_dpo.data.turns.extras import EXTRAS
 from dynamic_dpo.errors import ConfigError, DataError
 
