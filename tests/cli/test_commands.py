@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,28 @@ def test_train_sft_trains_on_completions_only_and_saves_a_model(config_file: Pat
     assert file_fingerprint(trained)
     history = json.loads((tmp_path / "sft" / "trainer_state.json").read_text())["log_history"]
     assert sum("loss" in line for line in history) == 2
+
+
+def test_train_sft_names_settings_of_pairs_and_reads_the_templates(
+    config_file: Path,
+    model_folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    changed = ["dataset.max_len=300", "dataset.answer_tokens=all", "sft_training.max_steps=1"]
+    assert train_sft.main(["--config", str(config_file), *changed]) == 0
+    said = capsys.readouterr().err + caplog.text
+    assert (
+        "train-sft does not read dataset.max_len=300, dataset.answer_tokens='all', which are of pairs" in said
+    )
+    bare = tmp_path / "bare"
+    shutil.copytree(model_folder, bare)
+    (bare / "chat_template.jinja").unlink()
+    for setting in ("dataset.chat_template=true", "dataset.chat_template_kwargs={enable_thinking: false}"):
+        changed = [setting, f"policy_name={bare}", f"sft_training.save_dir={tmp_path / 'other'}"]
+        assert train_sft.main(["--config", str(config_file), *changed]) == 2
+        assert "no chat template" in capsys.readouterr().err + caplog.text
 
 
 def test_help_lists_every_key_with_its_default(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dynamic_dpo")
 
+_OF_PAIRS = (
+    "max_len",
+    "max_prompt_length",
+    "max_completion_length",
+    "truncation_mode",
+    "answer_tokens",
+    "generated_data",
+)
+
 DESCRIPTION = "Fine-tune a model on conversations, with the loss on completions only."
 
 
@@ -62,15 +71,19 @@ def train_sft(config: TrainingConfig) -> Any:
         trackers,
     )
     from dynamic_dpo.data import prepare_sft
+    from dynamic_dpo.data.render import require_chat_template
     from dynamic_dpo.models.sources import load_tokenizer
     from dynamic_dpo.models.trained_adapter import find_policy
     from dynamic_dpo.trainers.checkpoints.saved import save_and_check
     from dynamic_dpo.trainers.sft_trainer import build_sft_trainer
 
     check_device(config)
+    _say_what_is_not_read(config)
     files = find_policy(config.policy_name)
     peft_config = build_peft_config(config, files)
     tokenizer = load_tokenizer(files.tokenizer)
+    if data.chat_template:
+        require_chat_template(tokenizer)
     prepared = prepare_sft(
         data.dataset_name,
         tokenizer,
@@ -78,6 +91,7 @@ def train_sft(config: TrainingConfig) -> Any:
         eval_dataset_name=data.eval_dataset_name,
         columns=data.columns,
         ranking=data.ranking,
+        template_kwargs=data.chat_template_kwargs,
         val_ratio=data.val_ratio,
         seed=data.seed,
         quarantine_max_share=data.quarantine_max_share,
@@ -112,6 +126,21 @@ def train_sft(config: TrainingConfig) -> Any:
     if section.push_to_hub:
         trainer.push_to_hub()
     return trainer
+
+
+def _say_what_is_not_read(config: TrainingConfig) -> None:
+    """Name the settings of the section dataset that were given and that only preference training reads."""
+    given = {
+        name: getattr(config.dataset, name)
+        for name in _OF_PAIRS
+        if getattr(config.dataset, name) != type(config.dataset).model_fields[name].default
+    }
+    if given and is_first_rank():
+        logger.warning(
+            "train-sft does not read %s, which are of pairs: sft_training.max_length limits a conversation, and the "
+            "loss is on its last answer",
+            ", ".join(f"dataset.{name}={value!r}" for name, value in given.items()),
+        )
 
 
 if __name__ == "__main__":

@@ -12,6 +12,15 @@ from typing import Any, Final, Literal, NamedTuple
 
 from dynamic_dpo.data import hh_text
 from dynamic_dpo.data.quarantine import BadRow
+from dynamic_dpo.data.shapes.beside import (
+    CARRIED,
+    NOTHING,
+    TEMPLATE_COLUMNS,
+    clean_text,
+    template_settings,
+    unused_names,
+    with_system,
+)
 from dynamic_dpo.data.shapes.options import ShapeOptions
 from dynamic_dpo.data.shapes.other_names import as_message
 from dynamic_dpo.data.shapes.table import rewritten
@@ -23,8 +32,6 @@ TOKEN_FIELDS: Final = ("prompt_ids", "chosen_ids", "rejected_ids")
 MASK_FIELDS: Final = ("chosen_mask", "rejected_mask")
 """Of an answer that others speak in, 1 for each token that is scored and 0 for others; null where all are."""
 
-CARRIED: Final = ("tool_calls", "reasoning_content", "tool_call_id")
-"""What a message may have besides role and content, and its chat template is given."""
 # Of these, what a turn says beside its content.
 _SAYS: Final = ("tool_calls", "reasoning_content")
 
@@ -127,9 +134,6 @@ _READ: Final = {
     "text": frozenset(("prompt", "chosen", "rejected", "system", "system_prompt")),
 }
 _ANYWHERE: Final = frozenset(("prompt", "chosen", "rejected", "system", "system_prompt"))
-_TEMPLATE_COLUMNS: Final = frozenset(("tools", "chat_template_kwargs"))
-_WITH_MESSAGES: Final = ("prompt", "prompt_messages", "chosen", "rejected")
-_NOTHING: Final[tuple[Any, ...]] = (None, "", [], {})
 
 
 def detect_kind(row: object, options: ShapeOptions = ShapeOptions()) -> str | None:  # noqa: B008
@@ -196,68 +200,18 @@ def read_row(
         pair = _to_messages(Pair(*pair[:3]))
     template: dict[str, Any] = {}
     if kind != "token_ids":
-        pair, template = _with_system(pair, row), _template_settings(row)
+        pair, template = pair._replace(prompt=with_system(pair.prompt, row)), template_settings(row)
         if template and not isinstance(pair.prompt, list):
             raise BadRow("needs_template", template)
     _check(pair, row)
-    return ReadRow(pair, shapes, _unused(row, kind), template)
+    return ReadRow(pair, shapes, unused_names(row, read_columns(kind)), template)
 
 
-def _template_settings(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tools and the further settings that a row gives its chat template."""
-    found: dict[str, Any] = {}
-    for column, name, kind in (("tools", "tools", list), ("chat_template_kwargs", "kwargs", dict)):
-        value = row.get(column)
-        if isinstance(value, str) and value.strip():  # As JSON, since Arrow wants one type a column.
-            try:
-                value = json.loads(value)
-            except ValueError:
-                raise BadRow("bad_template_settings", f"{column} is no JSON: {value!r}") from None
-        if value in _NOTHING or (isinstance(value, str) and not value.strip()):
-            continue
-        if not isinstance(value, kind) or (
-            kind is list and not all(isinstance(item, Mapping) for item in value)
-        ):
-            raise BadRow("bad_template_settings", f"{column} is {type(value).__name__}: {value!r}")
-        found[name] = value
-    return found
-
-
-def _with_system(pair: Pair | SampledPair, row: Mapping[str, Any]) -> Pair | SampledPair:
-    """Put a row's system text before its prompt, as a turn of its own."""
-    given = [row[name] for name in ("system", "system_prompt") if row.get(name) not in _NOTHING]
-    if not given:
-        return pair
-    system = given[0]
-    if not isinstance(system, str):
-        raise BadRow("not_text", f"system is {type(system).__name__}: {system!r}")
-    if is_blank(system):
-        return pair
-    if not isinstance(pair.prompt, list):
-        raise BadRow("needs_template", system)
-    turn = {"role": "system", "content": _clean(system)}
-    if pair.prompt[:1] == [turn]:
-        return pair
-    if pair.prompt and pair.prompt[0]["role"] == "system":
-        raise BadRow("two_systems", f"{system!r} and {pair.prompt[0]['content']!r}")
-    return pair._replace(prompt=[turn, *pair.prompt])
-
-
-def _unused(row: Mapping[str, Any], kind: str) -> tuple[str, ...]:
-    read = _READ.get(kind, _ANYWHERE)
-    if kind != "token_ids":
-        read = read | _TEMPLATE_COLUMNS
-    names = [name for name, value in row.items() if name not in read and value not in _NOTHING]
-    fields = {
-        f"messages.{field}"
-        for name in _WITH_MESSAGES
-        if isinstance(row.get(name), list)
-        for item in row[name]
-        if isinstance(item, Mapping)
-        for field, value in item.items()
-        if field not in ("role", "content", "from", "value", *CARRIED) and value not in _NOTHING
-    }
-    return (*names, *sorted(fields))
+def read_columns(kind: str | None) -> frozenset[str]:
+    """Return the columns that rows of a kind are read from; of no kind, those that any text row has."""
+    if kind == "token_ids":
+        return _READ[kind]
+    return _READ.get(kind or "", _ANYWHERE) | TEMPLATE_COLUMNS
 
 
 def common_text_prompt(chosen: str, rejected: str) -> str:
@@ -303,7 +257,7 @@ def text_field(row: Mapping[str, Any], field: str) -> str:
     value = required(row, field)
     if not isinstance(value, str):
         raise BadRow("not_text", f"{field} is {type(value).__name__}: {value!r}")
-    return _clean(value)
+    return clean_text(value)
 
 
 def read_messages(value: Any, *, carried: bool = False) -> list[Message]:
@@ -323,7 +277,7 @@ def read_messages(value: Any, *, carried: bool = False) -> list[Message]:
 def answer_messages(prompt: list[Message], value: Any, *, carried: bool = False) -> list[Message]:
     """Return an answer to a conversation, given as text, as messages, or as messages that repeat the prompt."""
     if isinstance(value, str):
-        return [{"role": "assistant", "content": _clean(value)}]
+        return [{"role": "assistant", "content": clean_text(value)}]
     messages = read_messages(value, carried=carried)
     return messages[len(prompt) :] if messages[: len(prompt)] == prompt else messages
 
@@ -442,10 +396,15 @@ def _said_by_the_assistant(prompt: Part, answer: Part) -> Any:
 def _is_blank(part: Part) -> bool:
     if isinstance(part, str):
         return is_blank(part)
-    return not part or all(isinstance(item, dict) and _says_nothing(item) for item in part)
+    return not part or all(isinstance(item, dict) and says_nothing(item) for item in part)
 
 
-def _says_nothing(message: Message) -> bool:
+def says_nothing(message: Message) -> bool:
+    """Return whether a message has neither text nor anything else that is said.
+
+    >>> says_nothing({"role": "assistant", "content": ""})
+    True
+    """
     return is_blank(message["content"]) and not any(message.get(name) for name in _SAYS)
 
 
@@ -453,14 +412,6 @@ def _joins(text: str, index: int) -> bool:
     """Tell whether cutting before ``index`` would cut a word."""
     around = text[index - 1 : index + 1]
     return len(around) == 2 and all(c.isalnum() and ord(c) < _FIRST_UNSPACED_SCRIPT for c in around)
-
-
-def _clean(text: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:  # JSON can spell half a surrogate pair, which no tokenizer and no file takes.
-        raise BadRow("not_text", text) from None
-    return text
 
 
 def _message(item: Any, carried: bool) -> Message:
@@ -478,11 +429,11 @@ def _message(item: Any, carried: bool) -> Message:
         content = ""
     if not isinstance(role, str) or not role or not isinstance(content, str):
         raise BadRow("bad_message", item)
-    return {"role": _clean(role), "content": _clean(content), **more}
+    return {"role": clean_text(role), "content": clean_text(content), **more}
 
 
 def _carried(item: Mapping[str, Any]) -> Message:
-    found = {name: item[name] for name in CARRIED if item.get(name) not in _NOTHING}
+    found = {name: item[name] for name in CARRIED if item.get(name) not in NOTHING}
     try:
         # Null fields are what Arrow fills in where other rows have them.
         found = {name: _without_nulls(value) for name, value in found.items()}

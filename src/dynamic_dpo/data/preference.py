@@ -6,14 +6,12 @@ those it could not use. Tokens and truncation come later.
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
-import pyarrow.compute as pc
 from datasets import Dataset, List, Value
 
 from dynamic_dpo.data.arrow import as_dataset, iter_rows, read_rows
@@ -27,20 +25,15 @@ from dynamic_dpo.data.pairing import (
     read_row,
 )
 from dynamic_dpo.data.quarantine import BadRow, Quarantine
+from dynamic_dpo.data.shapes.notes import NOTES, count_notes, noted
 from dynamic_dpo.data.shapes.options import ShapeOptions
 from dynamic_dpo.data.shapes.table import is_unpaired
-from dynamic_dpo.data.turns.extras import EXTRAS, split_extras
+from dynamic_dpo.data.turns.extras import EXTRAS, split_extras, without_empty_extras
 from dynamic_dpo.errors import DataError
-
-logger = logging.getLogger("dynamic_dpo")
 
 TEXT: Final = Value("string")
 MESSAGES: Final = List({"role": Value("string"), "content": Value("string")})
 TOKENS: Final = List(Value("int32"))
-
-# Names, one a line.
-_NOTES: Final = ("shapes", "unused")
-_ROWS_AT_ONCE: Final = 10_000
 
 # Enough rows to see what a set is; a set that changes its kind behind them has those rows quarantined.
 _NUM_FIRST_ROWS: Final = 256
@@ -113,49 +106,32 @@ def to_preference_pairs(
         columns={
             **columns["messages" if as_messages else parts],
             **({} if parts == "token_ids" else {EXTRAS: TEXT}),
-            **dict.fromkeys(_NOTES, TEXT),
+            **dict.fromkeys(NOTES, TEXT),
         },
         quarantine=quarantine,
         desc="Reading preference pairs",
         needed="preference pair",
         num_proc=num_proc,
     )
-    return PreferencePairs(_without_notes(pairs, quarantine), quarantine)
+    return PreferencePairs(_finished(pairs, quarantine), quarantine)
 
 
 def _read(row: object, *, kind: str, as_messages: bool, options: ShapeOptions) -> tuple[Any, ...]:
     pair, shapes, unused, template = read_row(row, kind, as_messages=as_messages, options=options)
-    notes = ("\n".join(shapes), "\n".join(unused))
+    notes = noted(shapes, unused)
     if kind == "token_ids":
         return (*pair, *notes)
     bare, extras = split_extras(pair, template)
     return (*bare, extras, *notes)
 
 
-def _without_notes(pairs: Dataset, quarantine: Quarantine) -> Dataset:
-    """Take what was noted of the rows out of their pairs, and count it; what nothing reads is said."""
-    shapes, unused = (_counted(pairs, name) for name in _NOTES)
-    if unused:
-        names = ", ".join(f"{name} ({count} rows)" for name, count in unused.most_common())
-        source = f"{quarantine.source}: " if quarantine.source else ""
-        logger.warning("%snothing reads %s", source, names)
-    if EXTRAS in pairs.column_names and not pc.any(pc.not_equal(pairs.data.column(EXTRAS), "")).as_py():
-        pairs = pairs.remove_columns(EXTRAS)
+def _finished(pairs: Dataset, quarantine: Quarantine) -> Dataset:
+    """Count what was noted of the rows, and drop columns that none of them fills."""
+    pairs = without_empty_extras(count_notes(pairs, quarantine))
     masks = [name for name in MASK_FIELDS if name in pairs.column_names]
     if all(pairs.data.column(name).null_count == len(pairs.data) for name in masks):
         pairs = pairs.remove_columns(masks)
-    quarantine.shapes.update(shapes)
-    quarantine.unused.update(unused)
-    return pairs.remove_columns(list(_NOTES))
-
-
-def _counted(pairs: Dataset, column: str) -> Counter[str]:
-    found = Counter[str]()
-    for table in pairs.select_columns([column]).with_format("arrow").iter(_ROWS_AT_ONCE):
-        for entry in pc.value_counts(table.column(0)).to_pylist():
-            for name in filter(None, entry["values"].split("\n")):
-                found[name] += entry["counts"]
-    return found
+    return pairs
 
 
 def detect_rollout_kind(dataset: Dataset) -> str:

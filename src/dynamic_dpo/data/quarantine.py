@@ -39,7 +39,7 @@ REASONS: Final = {
     "identical_after_truncation": "chosen and rejected became the same by truncation",
     "tie": "the row says that its answers are equally good",
     "no_verdict": "the row has several answers, and does not say which is the better one",
-    "needs_template": "the row has a system text, tools or template arguments, and plain text has no place for it",
+    "needs_template": "the row has a system text, tools or template arguments, and nothing has a place for it here",
     "template_without_field": "the row has tools, tool calls or reasoning, which the chat template does not write",
     "bad_template_settings": "tools is no list of objects, or chat_template_kwargs no object",
     "two_systems": "the row has a system text, and its conversation begins with another one",

@@ -15,15 +15,18 @@ from datasets import Dataset
 
 from dynamic_dpo.data.arrow import as_dataset, read_rows
 from dynamic_dpo.data.preference import MESSAGES, TEXT
-from dynamic_dpo.data.quarantine import Quarantine
-from dynamic_dpo.data.sft_rows import read_example
+from dynamic_dpo.data.quarantine import BadRow, Quarantine
+from dynamic_dpo.data.sft.rows import read_sft_row
+from dynamic_dpo.data.sft.tokens import tokenize_examples
+from dynamic_dpo.data.shapes.notes import NOTES, count_notes, noted
 from dynamic_dpo.data.shapes.options import ShapeOptions
+from dynamic_dpo.data.turns.extras import EXTRAS, split_extras, without_empty_extras
 
 logger = logging.getLogger("dynamic_dpo")
 
 _COLUMNS: Final[dict[str, dict[str, Any]]] = {
     "messages": {"messages": MESSAGES},
-    "prompt_completion": {"prompt": MESSAGES, "completion": MESSAGES},
+    "prompt_completion": {"prompt": MESSAGES, "completion": MESSAGES, EXTRAS: TEXT},
     "text": {"prompt": TEXT, "completion": TEXT},
 }
 
@@ -45,8 +48,9 @@ def build_sft_dataset(rows: Dataset | Iterable[Any], tokenizer: Any = None) -> D
             as messages if it has a chat template, as plain text (HH tags kept) if it has none.
 
     Returns:
-        Column ``messages``, or columns ``prompt`` and ``completion``. Rows that cannot be used are logged by
-        reason and left out.
+        Column ``messages``, or columns ``prompt`` and ``completion``; with a tokenizer, rows of which any has tools,
+        tool calls, reasoning or arguments of the template become ``input_ids`` and ``completion_mask``. Rows that
+        cannot be used are logged by reason and left out.
 
     Raises:
         DataError: If no row is usable.
@@ -58,6 +62,8 @@ def build_sft_dataset(rows: Dataset | Iterable[Any], tokenizer: Any = None) -> D
     """
     layout = "messages" if tokenizer is None else sft_layout(tokenizer)
     dataset, quarantine = to_sft_examples(rows, layout=layout)
+    if EXTRAS in dataset.column_names:
+        dataset = tokenize_examples(dataset, tokenizer, quarantine=quarantine)
     if len(quarantine):
         logger.warning("%s", quarantine.summary(total=len(dataset) + len(quarantine)))
     return dataset.remove_columns("row")
@@ -83,11 +89,13 @@ def to_sft_examples(
         layout: ``messages`` (one conversation), ``prompt_completion`` (both in messages) or ``text`` (both
             plain).
         num_proc: Worker processes; None works in this one.
-        quarantine: Where to put rows that cannot be used; a new one by default.
+        quarantine: Where to put rows that cannot be used; a new one by default. It also counts what nothing reads.
         options: What is said of the shape of preference rows.
 
     Returns:
-        Examples and quarantine; together they hold every row.
+        Examples and quarantine; together they hold every row. With layout ``prompt_completion``, tools, tool calls,
+        reasoning and arguments of the template stand in a column of their own, where any row has some, see
+        `dynamic_dpo.data.turns.extras`; the other layouts have no place for them.
 
     Raises:
         DataError: If there are no rows or none is usable.
@@ -97,15 +105,21 @@ def to_sft_examples(
     examples = read_rows(
         dataset,
         partial(_read, layout=layout, options=options.check()),
-        columns=_COLUMNS[layout],
+        columns={**_COLUMNS[layout], **dict.fromkeys(NOTES, TEXT)},
         quarantine=quarantine,
         desc="Reading conversations",
         needed="conversation",
         num_proc=num_proc,
     )
-    return SFTExamples(examples, quarantine)
+    return SFTExamples(without_empty_extras(count_notes(examples, quarantine)), quarantine)
 
 
 def _read(row: Any, *, layout: str, options: ShapeOptions) -> tuple[Any, ...]:
-    prompt, completion = read_example(row, as_messages=layout != "text", options=options)
-    return (prompt + completion,) if layout == "messages" else (prompt, completion)
+    example, shapes, unused, template = read_sft_row(row, as_messages=layout != "text", options=options)
+    bare, extras = split_extras(example, template)
+    notes = noted(shapes, unused)
+    if layout == "prompt_completion":
+        return (*bare, extras, *notes)
+    if extras:
+        raise BadRow("needs_template", extras)
+    return (bare.prompt + bare.completion, *notes) if layout == "messages" else (*bare, *notes)

@@ -67,7 +67,8 @@ def build_sft_trainer(
     Args:
         model: A causal language model.
         args: A `trl.SFTConfig`; ``completion_only_loss`` is set on it.
-        train_dataset: Rows with ``prompt`` and ``completion``, text or messages.
+        train_dataset: Rows with ``prompt`` and ``completion``, text or messages; or with ``input_ids`` and
+            ``completion_mask``, token ids and which of them are the completion's.
         eval_dataset: The same for evaluation, or ``None``.
         tokenizer: The tokenizer; a missing padding token becomes the end-of-sequence token.
         peft_config: A `peft` configuration, or ``None`` for full fine-tuning.
@@ -83,8 +84,9 @@ def build_sft_trainer(
     check_parallelism(args)
     if len(train_dataset) == 0:
         raise DataError("no conversation to train on: every row was left out or the subset is empty")
-    missing = {"prompt", "completion"} - set(train_dataset.column_names)
-    if missing:
+    names = set(train_dataset.column_names)
+    missing = {"prompt", "completion"} - names
+    if missing and not {"input_ids", "completion_mask"} <= names:
         raise DataError(
             f"rows for fine-tuning need prompt and completion, {', '.join(sorted(missing))} is missing; "
             f"found {', '.join(train_dataset.column_names)}"

@@ -15,7 +15,7 @@ from dynamic_dpo.data import prepare_preferences, prepare_sft
 from dynamic_dpo.data.pairing import detect_kind, read_row
 from dynamic_dpo.data.preference import to_preference_pairs
 from dynamic_dpo.data.quarantine import REASONS, BadRow, Quarantine
-from dynamic_dpo.data.sft_rows import read_example
+from dynamic_dpo.data.sft.rows import read_example
 from dynamic_dpo.data.shapes.options import ShapeOptions
 from dynamic_dpo.data.shapes.table import SHAPES, rewritten
 from dynamic_dpo.errors import ConfigError, DataError

@@ -10,7 +10,7 @@ from dynamic_dpo.data.pairing import detect_kind, read_pair
 from dynamic_dpo.data.preference import to_preference_pairs
 from dynamic_dpo.data.prepare import prepare_preferences
 from dynamic_dpo.data.quarantine import BadRow
-from dynamic_dpo.data.sft_rows import read_example
+from dynamic_dpo.data.sft.rows import read_example
 from dynamic_dpo.data.sources import load_rows
 from dynamic_dpo.data.tokenize import tokenize_pairs
 from helpers_tokenizers import CHATML, make_tokenizer

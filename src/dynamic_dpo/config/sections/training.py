@@ -82,7 +82,7 @@ class DatasetSection(Section):
     chat_template: bool = Field(
         default=False,
         description="Render rows through the tokenizer's chat template; false: as plain text. "
-        "Choose true for a chat model.",
+        "Choose true for a chat model. train-sft renders wherever there is a template, and true says that there is.",
     )
     subset: str = Field(
         default="train[:30%]",

@@ -10,30 +10,43 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import pyarrow.compute as pc
+from datasets import Dataset
+
 EXTRAS: Final = "extras"
 """Name of the column."""
 
-_PARTS: Final = ("prompt", "chosen", "rejected")
 _BARE: Final = ("role", "content")
+
+
+def without_empty_extras(rows: Dataset) -> Dataset:
+    """Return rows without the column where none of them has any."""
+    if EXTRAS in rows.column_names and not pc.any(pc.not_equal(rows.data.column(EXTRAS), "")).as_py():
+        return rows.remove_columns(EXTRAS)
+    return rows
 
 
 def split_extras(pair: Any, template: Mapping[str, Any]) -> tuple[Any, str]:
     """Return a pair whose messages have role and content alone, and the rest as JSON; empty where there is none.
 
     Args:
-        pair: Text or messages.
+        pair: A named tuple of texts or messages, such as prompt and answers.
         template: ``tools`` and ``kwargs`` of the row.
     """
     extras: dict[str, Any] = dict(template)
-    for name in _PARTS:
+    for name in pair._fields:
         messages = getattr(pair, name)
-        if not isinstance(messages, list) or all(len(message) == len(_BARE) for message in messages):
+        if not _are_messages(messages) or all(len(message) == len(_BARE) for message in messages):
             continue
         extras[name] = [
             {field: value for field, value in message.items() if field not in _BARE} for message in messages
         ]
         pair = pair._replace(**{name: [{field: message[field] for field in _BARE} for message in messages]})
     return pair, json.dumps(extras, ensure_ascii=False) if extras else ""
+
+
+def _are_messages(part: Any) -> bool:
+    return isinstance(part, list) and all(isinstance(item, dict) for item in part)
 
 
 def join_extras(pair: Any, written: str | None) -> tuple[Any, dict[str, Any]]:
@@ -47,7 +60,7 @@ def join_extras(pair: Any, written: str | None) -> tuple[Any, dict[str, Any]]:
     extras = json.loads(written)
     whole = {
         name: [{**bare, **more} for bare, more in zip(getattr(pair, name), extras.pop(name), strict=True)]
-        for name in _PARTS
+        for name in pair._fields
         if name in extras
     }
     return pair._replace(**whole), extras

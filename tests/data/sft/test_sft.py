@@ -9,8 +9,8 @@ from trl import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from dynamic_dpo.data.quarantine import BadRow
+from dynamic_dpo.data.sft.rows import read_example
 from dynamic_dpo.data.sft_dataset import build_sft_dataset, to_sft_examples
-from dynamic_dpo.data.sft_rows import read_example
 from dynamic_dpo.errors import DataError
 from helpers_tokenizers import CHATML, make_tokenizer
 
