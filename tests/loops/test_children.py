@@ -35,6 +35,7 @@ def stop(number, frame):
     raise SystemExit(128 + number)
 signal.signal(signal.SIGTERM, stop)
 signal.signal(signal.SIGINT, stop)
+signal.signal(signal.SIGHUP, stop)
 pathlib.Path(sys.argv[1]).write_text(str(__import__("os").getpid()))
 time.sleep(60)
 """
@@ -42,7 +43,15 @@ time.sleep(60)
 
 def started(code: str, place: Path) -> tuple[subprocess.Popen[str], int]:
     """Start a process whose child waits; returns it and the child's id."""
-    loop = subprocess.Popen([sys.executable, "-c", LOOP, code, str(place)], stdout=subprocess.PIPE, text=True)
+    loop = subprocess.Popen(
+        [sys.executable, "-c", LOOP, code, str(place)],
+        stdout=subprocess.PIPE,
+        text=True,
+        # What started the tests may ignore it.
+        preexec_fn=lambda: [
+            signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)
+        ],
+    )
     for _ in range(600):
         if place.exists() and place.read_text():
             return loop, int(place.read_text())
@@ -68,7 +77,7 @@ def test_a_child_that_a_signal_ended_has_a_negative_code() -> None:
     assert run_child([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]) == -9
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_handed_on_and_the_childs_end_waited_for(tmp_path: Path, number: signal.Signals) -> None:
     loop, child = started(ENDS_IN_ORDER, tmp_path / "child")
     loop.send_signal(number)

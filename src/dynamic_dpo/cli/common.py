@@ -1,7 +1,7 @@
 """What the commands share: arguments, logging, exit codes, and the folder of a run.
 
-A user's mistake ends in one message and exit code 2, SIGTERM in 143, SIGINT in 130; a traceback means a fault of
-ours.
+A user's mistake ends in one message and exit code 2, SIGTERM in 143, SIGINT in 130, SIGHUP in 129; a traceback means
+a fault of ours.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str] | N
         argv: Arguments without the program's name; ``None`` takes them from the command line.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 a mistake of the user's, 143 stopped by SIGTERM, 130 by SIGINT.
+        The exit code: 0 done, 1 failed, 2 a mistake of the user's, 143 stopped by SIGTERM, 130 by SIGINT, 129 by
+        SIGHUP.
     """
     _set_up_logging()
     show_faults_redacted()

@@ -97,8 +97,8 @@ def keys() -> str:
 
     return (
         "exit codes: 0 done, 1 failed, 2 a mistake in the settings or files, "
-        f"{BUDGET_STOPPED} stopped at the judge's budget with a report of what there is, 130 interrupted\n\n"
-        + render_help(EvaluationConfig)
+        f"{BUDGET_STOPPED} stopped at the judge's budget with a report of what there is, "
+        "129, 130 and 143 interrupted\n\n" + render_help(EvaluationConfig)
     )
 
 

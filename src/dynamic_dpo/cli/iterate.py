@@ -65,7 +65,7 @@ def keys() -> str:
     from dynamic_dpo.config.schema import LoopConfig
 
     return (
-        "exit codes: 0 done, 1 a stage failed, 2 a mistake in the settings or files, 130 and 143 interrupted\n\n"
+        "exit codes: 0 done, 1 a stage failed, 2 a mistake in the settings or files, 129, 130 and 143 interrupted\n\n"
         + render_help(LoopConfig)
     )
 

@@ -152,8 +152,8 @@ def keys() -> str:
 
     return (
         "exit codes: 0 done, 1 failed, 2 a mistake in the settings or files, "
-        f"{BUDGET_STOPPED} stopped at the judge's budget with pairs of what there is, 130 interrupted\n\n"
-        + render_help()
+        f"{BUDGET_STOPPED} stopped at the judge's budget with pairs of what there is, "
+        "129, 130 and 143 interrupted\n\n" + render_help()
     )
 
 
