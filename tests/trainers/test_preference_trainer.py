@@ -254,6 +254,8 @@ def test_without_arguments_the_trainer_runs_on_this_machine() -> None:
     assert args.output_dir == "dpo_output"
     assert args.use_cpu is not torch.cuda.is_available()
     assert args.bf16 is torch.cuda.is_available()
+    assert args.learning_rate == DPOConfig.learning_rate
+    assert args.logging_steps == DPOConfig.logging_steps
 
 
 def test_dropout_is_off_unless_asked_for(tmp_path: Path) -> None:

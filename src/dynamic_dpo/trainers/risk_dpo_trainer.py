@@ -16,7 +16,7 @@ from dynamic_dpo.methods.risk.config import MonitorMode, RiskConfig, RiskMode
 from dynamic_dpo.methods.risk.controller import Risk
 from dynamic_dpo.methods.settings import Scope
 from dynamic_dpo.runs.margin_log import MarginLogConfig
-from dynamic_dpo.trainers.arguments import default_arguments, pairs_per_update
+from dynamic_dpo.trainers.arguments import Truncation, default_arguments, pairs_per_update
 from dynamic_dpo.trainers.preference_trainer import PreferenceTrainer
 from dynamic_dpo.utils.settings import documented
 
@@ -115,7 +115,7 @@ class RiskBetaDPOTrainer(PreferenceTrainer):
         model: The policy, as in `PreferenceTrainer`.
         ref_model: The reference; ``None`` is the policy as given.
         args: `transformers.TrainingArguments` or `trl.DPOConfig`; its ``beta`` is where the controller starts, unless
-            ``dynamic_cfg`` says otherwise.
+            ``dynamic_cfg`` says otherwise. The default learns, logs and cuts as a default `trl.DPOConfig` does.
         train_dataset: Pairs to train on.
         eval_dataset: Pairs to evaluate on.
         processing_class: The tokenizer.
@@ -152,7 +152,9 @@ class RiskBetaDPOTrainer(PreferenceTrainer):
             raise ConfigError("RiskBetaDPOTrainer has its method; use PreferenceTrainer to choose another")
         if train_dataset is None:
             raise ConfigError("train_dataset is required: give a datasets.Dataset of preference pairs")
-        args = args if args is not None else default_arguments()
+        if args is None:
+            args = default_arguments()
+            kwargs.setdefault("truncation", Truncation(max_length=1024))  # As with TRL's defaults.
         self.dynamic_cfg = dynamic_cfg or _from_beta_of(args)
         _say_whose_beta(args, dynamic_cfg)
         config = self.dynamic_cfg.risk()
