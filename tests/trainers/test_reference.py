@@ -13,7 +13,8 @@ from peft import LoraConfig
 
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.methods import DPO, DPOMethodConfig
-from dynamic_dpo.trainers import PreferenceTrainer
+from dynamic_dpo.trainers import PreferenceTrainer, RiskBetaDPOTrainer
+from helpers_trl import arguments
 from tiny import random_pairs, tiny_llama, training_arguments, word_tokenizer
 
 
@@ -138,3 +139,23 @@ def test_an_evaluation_set_shares_what_the_training_set_has(tmp_path: Path) -> N
     assert counted(tmp_path)[0] + counted(tmp_path)[1] == 20
     run(tmp_path / "same", eval_dataset=random_pairs(12))
     assert counted(tmp_path / "same") == (0, 24)
+
+
+def test_weights_that_were_rounded_in_loading_have_a_reference_of_their_own(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    tiny_llama(seed=1).save_pretrained(folder)
+    fingerprints, first = [], []
+    for options in (None, {"dtype": "float32"}, {"dtype": torch.float16}, {"attn_implementation": "eager"}):
+        trainer = RiskBetaDPOTrainer(
+            str(folder),
+            args=arguments(tmp_path / "run", model_init_kwargs=options),
+            train_dataset=random_pairs(8),
+            processing_class=word_tokenizer(),
+        )
+        trainer.train()  # The check before the first step finds log-probabilities of other weights.
+        fingerprints.append(trainer.policy.fingerprint)
+        first.append(trainer.train_dataset["ref_chosen_logps"][0])
+    assert len({fingerprints[0], fingerprints[1], fingerprints[3]}) == 1
+    assert fingerprints[2] != fingerprints[0]
+    assert first[0] == first[1]
+    assert 1e-5 < abs(first[0] - first[2]) < 0.1

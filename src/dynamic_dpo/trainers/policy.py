@@ -44,6 +44,7 @@ from dynamic_dpo.models.vocabulary import check_same_vocabulary_size
 from dynamic_dpo.trainers.ranks import on_main_process
 from dynamic_dpo.trainers.reference_pass import ReferencePass, collate_pairs
 from dynamic_dpo.trainers.sharding import adapters_off, frozen_twin, same_number_of_passes, shard
+from dynamic_dpo.utils.hashing import content_hash
 
 logger = logging.getLogger("dynamic_dpo")
 
@@ -139,7 +140,7 @@ class PolicyAndReference:
 
         def fingerprint_of_reference() -> str:
             if reference_files is not None:
-                return policy_fingerprint(reference_files)
+                return policy_fingerprint(reference_files) + _changed_in_loading(options)
             weights = weights_fingerprint(policy if ref_model is None else ref_model)
             return f"{weights} without its adapter" if reference_is_base else weights
 
@@ -435,6 +436,15 @@ def _tokenizer_of(model: Any) -> Any:
             "no tokenizer: pass processing_class, since the model does not say where it came from"
         )
     return load_tokenizer(resolve_model(name))
+
+
+def _changed_in_loading(options: dict[str, Any]) -> str:
+    """Return what options of ``from_pretrained`` make of a file's weights: those that were rounded are others."""
+    same = {"attn_implementation", "revision"}
+    changes = {name: str(value) for name, value in options.items() if name not in same}
+    if changes.get("dtype") in ("float32", "torch.float32"):
+        del changes["dtype"]
+    return f" loaded as {content_hash(changes)}" if changes else ""
 
 
 def _is_base(reference: ModelFiles, policy: ModelFiles) -> bool:
