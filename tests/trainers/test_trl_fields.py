@@ -61,6 +61,7 @@ REFUSED: dict[str, Any] = {
     "bf16_full_eval": True,
     "fp16_full_eval": True,
     "train_sampling_strategy": "group_by_length",
+    "use_liger_kernel": True,
 }
 # A value with which a run is warned of, for each field without effect.
 WARNED: dict[str, Any] = {
@@ -75,6 +76,7 @@ WARNED: dict[str, Any] = {
     "eval_do_concat_batches": False,
     "eval_use_gather_object": True,
     "eval_accumulation_steps": 2,
+    "liger_kernel_config": {"rope": True},
     "resume_from_checkpoint": "checkpoint-1",
     "padding_free": True,
     "pad_to_multiple_of": 8,
@@ -88,7 +90,7 @@ OF_THE_BASE = {
     *("adam_beta1", "adam_beta2", "adam_epsilon", "optim_target_modules", "gradient_accumulation_steps"),
     *("max_grad_norm", "bf16", "fp16", "tf32", "activation_checkpointing", "activation_checkpointing_kwargs"),
     *("gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_compile", "torch_compile_backend"),
-    *("torch_compile_mode", "use_liger_kernel", "liger_kernel_config", "use_cache", "neftune_noise_alpha"),
+    *("torch_compile_mode", "use_cache", "neftune_noise_alpha"),
     *(
         "torch_empty_cache_steps",
         "logging_strategy",

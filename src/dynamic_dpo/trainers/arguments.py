@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,28 @@ def default_arguments() -> Any:
         bf16=cuda,
         report_to="none",
     )
+
+
+def check_given(train_dataset: Any, processing_class: Any) -> None:
+    """Refuse what is no data set to train on, or no tokenizer, before a model is loaded.
+
+    Raises:
+        ConfigError: If it is something else; it says what to give.
+    """
+    if isinstance(train_dataset, Mapping):
+        names = ", ".join(map(repr, train_dataset)) or "nothing"
+        raise ConfigError(
+            f"train_dataset is a {type(train_dataset).__name__} of {names}: give one of them, or join them with "
+            "datasets.concatenate_datasets"
+        )
+    if processing_class is None or hasattr(processing_class, "get_vocab"):
+        return
+    what = type(processing_class).__name__
+    if hasattr(processing_class, "tokenizer"):
+        raise ConfigError(
+            f"processing_class is a {what}, and pairs are trained on as text alone: give its tokenizer"
+        )
+    raise ConfigError(f"processing_class must be a tokenizer of transformers, got {what}")
 
 
 def whole_step_arguments(args: Any) -> tuple[Any, StepShape]:
@@ -197,6 +220,11 @@ def _refuse_unsupported(args: Any) -> None:
         "fp16_full_eval": (
             args.fp16_full_eval,
             "pairs are evaluated in the arithmetic of training: leave it out",
+        ),
+        "use_liger_kernel": (
+            bool(getattr(args, "use_liger_kernel", False)),
+            "its kernels would be put in when training begins, behind the engine's checks, and its head in the place "
+            "of the engine's, which needs no logits either: leave it out",
         ),
         "train_sampling_strategy": (
             args.train_sampling_strategy == "group_by_length",

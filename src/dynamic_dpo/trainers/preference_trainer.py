@@ -33,6 +33,7 @@ from dynamic_dpo.runs.margin_log import MarginLogConfig
 from dynamic_dpo.runs.model_card import TAGS, model_card
 from dynamic_dpo.trainers.arguments import (
     Truncation,
+    check_given,
     default_arguments,
     model_options,
     pairs_per_update,
@@ -48,7 +49,7 @@ from dynamic_dpo.trainers.ranks import check_ranks_agree, clear_rank_errors, ref
 from dynamic_dpo.trainers.recorder import RunRecorder
 from dynamic_dpo.trainers.reference_pass import collate_pairs
 from dynamic_dpo.trainers.reference_sync import MovingReference, sync_of
-from dynamic_dpo.trainers.referenced_data import ReferencedData
+from dynamic_dpo.trainers.referenced_data import MAX_QUARANTINED, ReferencedData
 from dynamic_dpo.trainers.resumable_trainer import ResumableTrainer
 from dynamic_dpo.trainers.sharding import same_number_of_batches
 from dynamic_dpo.trainers.step_shares import share_steps
@@ -82,6 +83,7 @@ class PreferenceTrainer(ResumableTrainer):
         truncation: How pairs are cut; by default what a `trl.DPOConfig` says, else 512 tokens.
         answer_tokens: Which tokens of an answer are scored: those that the ``assistant`` writes, or ``all`` behind
             the prompt, as TRL does.
+        quarantine_max_share: Largest share of a data set's rows that may be unusable, in [0, 1].
         max_nonfinite: Margins that may be NaN or infinite in total before the run stops.
         disable_dropout: Whether dropout is switched off in the policy (a `trl.DPOConfig` overrides it).
         reference_fingerprint: Fingerprint of the reference's weights, where its files are known.
@@ -123,6 +125,7 @@ class PreferenceTrainer(ResumableTrainer):
         margin_log: MarginLogConfig | None = None,
         truncation: Truncation | None = None,
         answer_tokens: str = "assistant",
+        quarantine_max_share: float = MAX_QUARANTINED,
         max_nonfinite: int = MAX_NONFINITE,
         disable_dropout: bool = True,
         reference_fingerprint: str | None = None,
@@ -135,6 +138,7 @@ class PreferenceTrainer(ResumableTrainer):
     ) -> None:
         started = time.time()
         flush_denormal = prepare_process()
+        check_given(train_dataset, processing_class)
         given = args if args is not None else default_arguments()
         if not self.reads_loss_arguments:
             refuse_loss_arguments(given)
@@ -172,7 +176,11 @@ class PreferenceTrainer(ResumableTrainer):
             model_options=model_options(args, model),
         )
         self.data = ReferencedData(
-            self.policy, self.truncation, getattr(args, "dataset_num_proc", None), answer_tokens
+            self.policy,
+            self.truncation,
+            getattr(args, "dataset_num_proc", None),
+            answer_tokens,
+            quarantine_max_share,
         )
         super().__init__(
             model=self.policy.model,

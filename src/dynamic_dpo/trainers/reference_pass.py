@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from dynamic_dpo.engine.reference_store import ReferenceEntry, ReferenceStore, compute_entries, pair_key
 from dynamic_dpo.engine.rows import PairBatch
 from dynamic_dpo.engine.score import PairLogps
+from dynamic_dpo.errors import ModelError
 
 COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -80,13 +81,19 @@ class ReferencePass:
         self.num_computed = 0
         self.num_reused = 0
 
-    def attach(self, dataset: Any, *, name: str) -> Any:
+    def attach(self, dataset: Any, *, name: str, may_score: bool = True) -> Any:
         """Return ``dataset`` with the columns ``ref_chosen_logps`` and ``ref_rejected_logps``.
 
         Collective over ranks: what is missing is decided by the main process and scored by all.
 
+        Args:
+            dataset: Tokenised pairs.
+            name: What the progress bar calls them.
+            may_score: Whether the reference can still be scored.
+
         Raises:
             CheckpointError: If the store cannot be written.
+            ModelError: If a pair is missing and cannot be scored any more.
         """
         keys = _keys(dataset)
         missing: list[int] = []
@@ -94,6 +101,11 @@ class ReferencePass:
             first = {key: i for i, key in reversed(list(enumerate(keys)))}
             missing = sorted(i for key, i in first.items() if key not in self.store)
         missing = self._broadcast(missing)
+        if missing and not may_score:
+            raise ModelError(
+                f"this evaluation set has {len(missing)} of {len(keys)} pairs without reference log-probabilities "
+                "and the reference is gone: give it to the trainer as eval_dataset, or pass ref_model as a model"
+            )
         self._compute(dataset, keys, missing, name)
         values = [self.store[key][:2] for key in keys] if self.accelerator.is_main_process else None
         columns = np.array(self._broadcast(values), np.float64).reshape(-1, 2)

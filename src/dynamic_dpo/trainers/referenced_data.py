@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from dynamic_dpo.errors import DataError, ModelError
+from dynamic_dpo.errors import ConfigError, DataError
 from dynamic_dpo.trainers.arguments import Truncation
 from dynamic_dpo.trainers.policy import PolicyAndReference
 from dynamic_dpo.trainers.reference_pass import IDS, MASKS, ReferencePass
@@ -24,6 +24,7 @@ class ReferencedData:
         truncation: How pairs are cut.
         num_proc: Worker processes for tokenising.
         answer_tokens: Which tokens of an answer are scored, see `tokenize_pairs`.
+        quarantine_max_share: Largest share of unusable rows accepted, in [0, 1].
 
     Attributes:
         reference_pass: Scores pairs with the reference; ``None`` until `open_reference`.
@@ -35,7 +36,11 @@ class ReferencedData:
         truncation: Truncation,
         num_proc: int | None,
         answer_tokens: str = "assistant",
+        quarantine_max_share: float = MAX_QUARANTINED,
     ) -> None:
+        if not 0 <= quarantine_max_share <= 1:
+            raise ConfigError(f"quarantine_max_share must lie in [0, 1], got {quarantine_max_share}")
+        self.quarantine_max_share = quarantine_max_share
         self.policy = policy
         self.truncation = truncation
         self.answer_tokens = answer_tokens
@@ -57,25 +62,34 @@ class ReferencedData:
         if isinstance(dataset, dict):
             return {name: self.prepare(part) for name, part in dataset.items()}
         return prepare_pairs(
-            dataset, self.policy.tokenizer, self.truncation, self.num_proc, self.answer_tokens
+            dataset,
+            self.policy.tokenizer,
+            self.truncation,
+            self.num_proc,
+            self.answer_tokens,
+            self.quarantine_max_share,
         )
 
     def open_reference(self, accelerator: Any, *, show_progress: bool) -> None:
         """Get ready to score pairs with the reference: from now on `attach` does."""
         self.reference_pass = self.policy.open_reference(accelerator, show_progress=show_progress)
 
-    def attach(self, dataset: Any, *, name: str) -> Any:
+    def attach(self, dataset: Any, *, name: str, may_score: bool = True) -> Any:
         """Return a prepared data set with the reference's log-probabilities. Collective over ranks.
 
         Args:
             dataset: A data set, a dict of them, or ``None``; returned as it is where no reference was opened.
             name: What the progress bar calls it; those of a dict go by their own names.
+            may_score: Whether the reference can still be scored; if not, all pairs have to be known.
+
+        Raises:
+            ModelError: If a pair is not known and the reference is gone.
         """
         if dataset is None or self.reference_pass is None:
             return dataset
         if isinstance(dataset, dict):
-            return {key: self.reference_pass.attach(part, name=key) for key, part in dataset.items()}
-        return self.reference_pass.attach(dataset, name=name)
+            return {key: self.attach(part, name=key, may_score=may_score) for key, part in dataset.items()}
+        return self.reference_pass.attach(dataset, name=name, may_score=may_score)
 
     def add_evaluation_set(self, dataset: Any, *, policy_moved: bool) -> Any:
         """Prepare an evaluation set that the run was not given at its start, and attach the reference's part.
@@ -85,14 +99,10 @@ class ReferencedData:
             policy_moved: Whether the policy has made a step.
 
         Raises:
-            ModelError: If the reference is gone.
+            ModelError: If a pair of it was never scored by the reference, and that is gone.
         """
-        if self.reference_pass and not self.policy.can_score_reference(policy_moved=policy_moved):
-            raise ModelError(
-                "this evaluation set has no reference log-probabilities and the reference is gone: give it "
-                "to the trainer as eval_dataset, or pass ref_model as a model"
-            )
-        return self.attach(self.prepare(dataset), name="eval")
+        may_score = self.policy.can_score_reference(policy_moved=policy_moved)
+        return self.attach(self.prepare(dataset), name="eval", may_score=may_score)
 
 
 def prepare_pairs(
@@ -101,6 +111,7 @@ def prepare_pairs(
     truncation: Truncation,
     num_proc: int | None = None,
     answer_tokens: str = "assistant",
+    quarantine_max_share: float = MAX_QUARANTINED,
 ) -> Any:
     """Return ``dataset`` as tokenised pairs ``{prompt_ids, chosen_ids, rejected_ids, row}``, and their masks.
 
@@ -110,25 +121,33 @@ def prepare_pairs(
         truncation: How pairs are cut.
         num_proc: Worker processes.
         answer_tokens: Which tokens of an answer are scored, see `tokenize_pairs`.
+        quarantine_max_share: Largest share of unusable rows accepted, in [0, 1].
 
     Returns:
         The data set, or ``None`` for ``None``.
 
     Raises:
-        DataError: If it cannot be indexed, no pair is usable, more than 5 % are not, or a mask does not fit.
+        DataError: If it cannot be indexed, no pair is usable, too many are not, or a mask does not fit.
     """
     if dataset is None:
         return None
     columns = getattr(dataset, "column_names", None)
     if columns is None or not hasattr(dataset, "select"):
         raise DataError(
-            f"expected a datasets.Dataset of preference pairs, got {type(dataset).__name__}: streams cannot be "
-            "used, because the reference is scored once per pair"
+            f"expected a datasets.Dataset of preference pairs, got {type(dataset).__name__}: streams cannot be used, "
+            "because the reference is scored once per pair, before the first step. Load the set without "
+            "streaming=True, or take a part of the stream: datasets.Dataset.from_list(list(stream.take(10_000)))"
         )
     if set(IDS) <= set(columns):
         if len(dataset) == 0:
             raise DataError("the data set holds no pair")
         _check_masks(dataset)
+        unread = sorted({*columns} - {*IDS, *MASKS, "row"})
+        if unread:
+            logger.warning(
+                "not read of pairs that are tokenised already: %s. What the reference says of them is scored here",
+                ", ".join(unread),
+            )
         return dataset if "row" in columns else dataset.add_column("row", list(range(len(dataset))))
 
     from dynamic_dpo.data.preference import to_preference_pairs
@@ -156,7 +175,7 @@ def prepare_pairs(
         logger.warning(
             "%d of %d pairs cannot be used: %s", len(quarantine), total, quarantine.summary(total=total)
         )
-    quarantine.raise_if_above(MAX_QUARANTINED, total)
+    quarantine.raise_if_above(quarantine_max_share, total)
     if len(tokenised.dataset) == 0:
         raise DataError(
             f"none of {total} rows is a usable preference pair: {quarantine.summary(total=total)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -104,6 +105,23 @@ def _say_whose_beta(args: Any, dynamic_cfg: RiskBetaDPOConfig | None) -> None:
     )
 
 
+def _with_quantization(args: Any, quantization_config: Any, model: Any) -> Any:
+    """Return the arguments with a quantisation among ``model_init_kwargs``, where TRL keeps it, too."""
+    if quantization_config is None:
+        return args
+    given = getattr(args, "model_init_kwargs", None) or {}
+    if not isinstance(model, str):
+        raise ConfigError(
+            "quantization_config is for a model that is given by its name, and this one is loaded already: load it "
+            "with that configuration, or leave it out"
+        )
+    if "quantization_config" in given:
+        raise ConfigError("quantization_config stands in model_init_kwargs, too: leave one of them out")
+    args = copy.copy(args)
+    args.model_init_kwargs = {**given, "quantization_config": quantization_config}
+    return args
+
+
 class RiskBetaDPOTrainer(PreferenceTrainer):
     """DPO, or another loss that a ``trl.DPOConfig`` names, whose beta is set by the risk controller.
 
@@ -122,6 +140,9 @@ class RiskBetaDPOTrainer(PreferenceTrainer):
         callbacks: Callbacks of the Hugging Face trainer.
         optimizers: Optimizer and scheduler.
         peft_config: A `peft` configuration.
+        quantization_config: How the weights of a model that is given by its name are quantised on loading, as with
+            ``model_init_kwargs``.
+        data_collator: Refused, since TRL's trainer has one: see the message.
         dynamic_cfg: The controller's settings; the defaults are the faithful controller's, from the beta of ``args``.
         **kwargs: More of `PreferenceTrainer`: ``engine``, ``truncation``, ``max_nonfinite`` and the like.
 
@@ -146,15 +167,23 @@ class RiskBetaDPOTrainer(PreferenceTrainer):
         peft_config: Any = None,
         *,
         dynamic_cfg: RiskBetaDPOConfig | None = None,
+        quantization_config: Any = None,
+        data_collator: Any = None,
         **kwargs: Any,
     ) -> None:
         if "method" in kwargs:
             raise ConfigError("RiskBetaDPOTrainer has its method; use PreferenceTrainer to choose another")
         if train_dataset is None:
             raise ConfigError("train_dataset is required: give a datasets.Dataset of preference pairs")
+        if data_collator is not None:
+            raise ConfigError(
+                "data_collator has no place here: the engine lays out each step's rows itself. To tokenise in your "
+                "own way, give a data set with the columns prompt_ids, chosen_ids and rejected_ids"
+            )
         if args is None:
             args = default_arguments()
             kwargs.setdefault("truncation", Truncation(max_length=1024))  # As with TRL's defaults.
+        args = _with_quantization(args, quantization_config, model)
         self.dynamic_cfg = dynamic_cfg or _from_beta_of(args)
         _say_whose_beta(args, dynamic_cfg)
         config = self.dynamic_cfg.risk()

@@ -22,6 +22,7 @@ UNUSED: Final[dict[str, str]] = {
     "eval_do_concat_batches": _EVALUATION,
     "eval_use_gather_object": _EVALUATION,
     "eval_accumulation_steps": _EVALUATION,
+    "liger_kernel_config": "Liger's kernels are not used",
     "resume_from_checkpoint": "it is train(resume_from_checkpoint=...) that resumes",
     "padding_free": "rows are packed without padding wherever the model can: see engine.layout",
     "pad_to_multiple_of": "rows are packed without padding wherever the model can: see engine.layout",
