@@ -33,7 +33,7 @@ MASK_FIELDS: Final = ("chosen_mask", "rejected_mask")
 """Of an answer that others speak in, 1 for each token that is scored and 0 for others; null where all are."""
 
 # Of these, what a turn says beside its content.
-_SAYS: Final = ("tool_calls", "reasoning_content")
+_SAYS: Final = ("tool_calls", "reasoning_content", "thinking")
 
 # Columns and parts of a message that hold what is no text; under other names a model would not be given it either.
 _NOT_TEXT: Final = (
@@ -440,7 +440,7 @@ def _carried(item: Mapping[str, Any]) -> Message:
         json.dumps(found, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError):
         raise BadRow("bad_message", item) from None
-    for name in ("reasoning_content", "tool_call_id"):
+    for name in ("reasoning_content", "thinking", "tool_call_id"):
         if name in found and not isinstance(found[name], str):
             raise BadRow("bad_message", item)
     if not isinstance(found.get("tool_calls", []), list):

@@ -70,6 +70,22 @@ def test_all_of_a_message_reaches_the_template() -> None:
     assert "tools" not in second[0]
 
 
+def test_thoughts_of_gpt_oss_reach_a_template_that_names_them_and_no_other() -> None:
+    row = {"prompt": [user("?")], "chosen": [bot("yes", thinking="hm")], "rejected": [bot("no")]}
+    named = TEMPLATE.replace("m.get('reasoning_content')", '"thinking" in m').replace(
+        "m['reasoning_content']", "m.thinking"
+    )
+    [(_, chosen, rejected)] = texts_of([row], named)
+    assert "think hm done yes" in chosen
+    assert "think" not in rejected
+    # A switch of that name is no place for the text.
+    pairs, quarantine = to_preference_pairs([row, {**row, "chosen": [bot("yes")]}])
+    speaks_of_it = TEMPLATE + "{# thinking may be switched off #}"
+    assert "enable_thinking" in speaks_of_it
+    found = tokenize_pairs(pairs, make_tokenizer(chat_template=speaks_of_it), quarantine=quarantine)
+    assert [(entry.row, entry.reason) for entry in found.quarantine] == [(0, "template_without_field")]
+
+
 def test_calls_alone_are_an_answer_and_the_turns_of_tools_are_not_scored() -> None:
     row = {
         "prompt": [user("weather?")],
@@ -124,6 +140,7 @@ def test_arguments_of_the_template_come_from_the_setting_and_a_row_stands_over_i
         ({"tools": [TOOL]}, "tools"),
         ({"chosen": [bot("a", tool_calls=[CALL])]}, "tool_calls"),
         ({"chosen": [bot("a", reasoning_content="hm")]}, "reasoning_content"),
+        ({"chosen": [bot("a", thinking="hm")]}, "thinking"),
     ],
 )
 def test_a_template_that_cannot_write_a_field_sets_the_row_aside(more: dict[str, Any], field: str) -> None:
@@ -145,6 +162,7 @@ def test_a_template_that_cannot_write_a_field_sets_the_row_aside(more: dict[str,
         ({"chosen": [bot(None)]}, "bad_message"),
         ({"chosen": [bot("a", tool_calls="call")]}, "bad_message"),
         ({"chosen": [bot("a", reasoning_content=5)]}, "bad_message"),
+        ({"chosen": [bot("a", thinking=["hm"])]}, "bad_message"),
     ],
 )
 def test_what_is_no_tool_call_or_setting_is_set_aside(more: dict[str, Any], reason: str) -> None:

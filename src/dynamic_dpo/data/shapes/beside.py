@@ -9,7 +9,7 @@ from typing import Any, Final
 from dynamic_dpo.data.quarantine import BadRow
 from dynamic_dpo.utils.blank_text import is_blank
 
-CARRIED: Final = ("tool_calls", "reasoning_content", "tool_call_id")
+CARRIED: Final = ("tool_calls", "reasoning_content", "thinking", "tool_call_id")
 """What a message may have besides role and content, and its chat template is given."""
 TEMPLATE_COLUMNS: Final = frozenset(("tools", "chat_template_kwargs"))
 """Columns that the chat template is given."""

@@ -7,6 +7,7 @@ arguments of a tool call have any. A prompt is the same prompt with and without.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -17,6 +18,13 @@ EXTRAS: Final = "extras"
 """Name of the column."""
 
 _BARE: Final = ("role", "content")
+# Fields of messages that carry meaning, and how a template names them. Many speak of thinking or enable_thinking, and
+# have no place for the field of that name.
+_NAMED: Final = {
+    "tool_calls": "tool_calls",
+    "reasoning_content": "reasoning_content",
+    "thinking": r"""\.thinking\b|['"]thinking['"]""",
+}
 
 
 def without_empty_extras(rows: Dataset) -> Dataset:
@@ -80,9 +88,10 @@ def unwritten_field(
     template: str, messages: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]
 ) -> str | None:
     """Return a field that carries meaning and that a template never names; ``None`` where it names them all."""
-    held = {
-        field for message in messages for field in ("tool_calls", "reasoning_content") if message.get(field)
-    }
+    held = {field for message in messages for field in _NAMED if message.get(field)}
     if arguments.get("tools"):
         held.add("tools")
-    return next((field for field in sorted(held) if field not in template), None)
+    return next(
+        (field for field in sorted(held) if not re.search(_NAMED.get(field, field), template)),
+        None,
+    )
