@@ -30,7 +30,7 @@ from helpers_evaluation import CountingJudge, write_config, write_hh_rows
 from tiny import VOCAB, random_pairs, training_arguments, word_tokenizer
 
 # What a clock, a folder's name or a library's release says is no result.
-NOT_COMPARED = ("runtime", "per_second", "npy")
+NOT_COMPARED = ("runtime", "per_second", "seconds_left", "matmul_limit", "npy")
 STOPPED_RUN = "paper"
 STOPPED_AT = 4
 # The weights that every run starts from: another processor draws others by a bit, and they identify the reference.

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 # What a clock says; and what is made of it: a list of hashes, and arguments that hold the time in a folder's name.
 CLOCK = ("seconds", "runtime", "per_second", "memory_bytes", "_at", "created", "time", "reference_computed")
-CLOCK = (*CLOCK, "reference_reused", "duration")
+CLOCK = (*CLOCK, "reference_reused", "duration", "seconds_left", "matmul_limit", "by_device")
 NOT_COMPARED = ("manifest.json", "training_args.bin")
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], list[str]]] = {
     "train-dpo": (train_dpo.main, []),

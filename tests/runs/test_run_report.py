@@ -97,6 +97,27 @@ def test_a_whole_run_gives_a_page_and_a_picture_of_each_kind(tmp_path: Path) -> 
     assert sorted(decoded) == sorted(picture.read_bytes() for picture in pictures)
 
 
+def test_the_page_shows_what_the_run_cost(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    summary = json.loads((run / "run_summary.json").read_text())
+    rates = {"needed_tokens_per_second": 1234.5, "tflop_per_second": 0.0512, "share_of_matmul_limit": 0.5}
+    peaks = {"rank 0: NVIDIA L4": 2**31, "rank 1: NVIDIA L4": 2**30}
+    summary["cost"] = {"rates": rates, "peak_memory_bytes_by_device": peaks}
+    (run / "run_summary.json").write_text(json.dumps(summary))
+    text = Page(write_run_report(run)).text
+    for words in (
+        "Needed tokens 1,234/s",
+        "Needed operations 0.0512 TFLOP/s",
+        "Share of the matmul limit 50.0 %",
+        "Peak memory, rank 1: NVIDIA L4 1.0 GiB",
+    ):
+        assert words in text
+    assert "Share of the nominal peak" not in text
+    for broken in ({}, [], {"rates": 3}, {"rates": {"needed_tokens_per_second": "fast"}}):
+        (run / "run_summary.json").write_text(json.dumps(summary | {"cost": broken}))
+        assert "Needed tokens" not in Page(write_run_report(run)).text
+
+
 def test_the_page_shows_the_runs_key_figures(tmp_path: Path) -> None:
     text = Page(write_run_report(make_run(tmp_path / "run"))).text
     for words in (

@@ -81,6 +81,7 @@ class PairScorer:
         longest: Tokens of the longest sequence that may share a row; longer ones are laid plain. ``None``: any.
         reason: Why rows do not share their prefix, where they could have been asked to.
         reason_against_packing: Why pairs do not lie in one row, likewise.
+        num_positions: Token positions computed so far, padding included, in passes of any kind.
         router: The balancing loss that training passes return beside the scores; ``None`` for none.
 
     Raises:
@@ -136,6 +137,7 @@ class PairScorer:
                 type(lm).__name__,
                 self.longest,
             )
+        self.num_positions = 0
         self._answering: list[nn.Module] = []
 
     def _score_rows(
@@ -208,6 +210,7 @@ class PairScorer:
 
     def _call(self, model: nn.Module, rows: Rows, **options: Any) -> RowScores:
         """Score rows through the model as it is wrapped."""
+        self.num_positions += rows.input_ids.numel()
         with self.answering(model):
             return scoring_pass(model, rows=rows, **options)
 

@@ -126,9 +126,29 @@ def _own_figures(run: RunRecord) -> list[tuple[str, str]]:
         ("Peak memory", number.get("peak_memory_bytes", math.nan) / 2**30, "{:.1f} GiB"),
         ("Reference pairs reused", 100 * reused / (reused + computed or math.nan), "{:.0f} %"),
     ]
+    figures += _cost_figures(run.summary.get("cost"))
     shown = [(label, form.format(value)) for label, value, form in figures if math.isfinite(value)]
     seconds = number.get("wall_seconds", math.nan)
     return [*shown, ("Wall time", _duration(seconds))] if math.isfinite(seconds) else shown
+
+
+def _cost_figures(cost: object) -> list[tuple[str, float, str]]:
+    """Return what the run has cost, as label, number and form; of a run before there was such a record, nothing."""
+    if not isinstance(cost, Mapping):
+        return []
+    rates, peaks = cost.get("rates"), cost.get("peak_memory_bytes_by_device")
+    number = {key: as_number(value) for key, value in rates.items()} if isinstance(rates, Mapping) else {}
+    figures = [
+        ("Needed tokens", number.get("needed_tokens_per_second", math.nan), "{:,.0f}/s"),
+        ("Computed tokens", number.get("computed_tokens_per_second", math.nan), "{:,.0f}/s"),
+        ("Needed operations", number.get("tflop_per_second", math.nan), "{:.3g} TFLOP/s"),
+        ("Share of the matmul limit", 100 * number.get("share_of_matmul_limit", math.nan), "{:.1f} %"),
+        ("Share of the nominal peak", 100 * number.get("share_of_nominal_peak", math.nan), "{:.1f} %"),
+    ]
+    devices = peaks.items() if isinstance(peaks, Mapping) and len(peaks) > 1 else ()
+    return figures + [
+        (f"Peak memory, {name}", as_number(peak) / 2**30, "{:.1f} GiB") for name, peak in devices
+    ]
 
 
 def _pictures(plots: Sequence[Plot]) -> Markup:

@@ -226,6 +226,12 @@ class PolicyAndReference:
             self.scorer = PairScorer(self.model, engine, recomputes=self.recomputes)
         self.scorer.router = router_loss_of(causal_lm(self.model), coefficient=router_coefficient)
 
+    @property
+    def positions_computed(self) -> int:
+        """Token positions that policy and reference have computed so far, padding included."""
+        reference = 0 if self._reference_scorer is None else self._reference_scorer.num_positions
+        return self.scorer.num_positions + reference
+
     def answering(self) -> AbstractContextManager[Any]:
         """Return the context of a training: in it the policy itself scores rows, so that wrappers see every pass."""
         stack = ExitStack()

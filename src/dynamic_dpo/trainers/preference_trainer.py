@@ -53,6 +53,7 @@ from dynamic_dpo.trainers.referenced_data import MAX_QUARANTINED, ReferencedData
 from dynamic_dpo.trainers.resumable_trainer import ResumableTrainer
 from dynamic_dpo.trainers.sharding import same_number_of_batches
 from dynamic_dpo.trainers.step_shares import share_steps
+from dynamic_dpo.trainers.watch.cost import RunCost
 from dynamic_dpo.trainers.whole_step import WholeStep
 from dynamic_dpo.utils.files import write_text
 from dynamic_dpo.utils.process import prepare_process
@@ -228,10 +229,12 @@ class PreferenceTrainer(ResumableTrainer):
             if margin_log
             else []
         )
+        self.cost = RunCost(self.policy, method.needs, self.accelerator)
         self.recorder = RunRecorder(
             self,
             self.whole_step,
             self.data,
+            self.cost,
             margin_logs=self.margin_logs,
             pairs_per_update=self.pairs_per_update,
             started=started,
@@ -245,6 +248,7 @@ class PreferenceTrainer(ResumableTrainer):
             pairs_per_step=self.step_shape.pairs * self.args.world_size,
             pairs_per_update=self.pairs_per_update,
         )
+        self.add_callback(self.cost)
         self.add_callback(self.recorder)
         self.add_callback(self.run_state)
         self.moving_reference = MovingReference(self.policy, self.reference_sync)
@@ -357,6 +361,7 @@ class PreferenceTrainer(ResumableTrainer):
         """
         model.train()
         self._step_rows = list(inputs["pairs"].rows)
+        self.cost.count(inputs["pairs"])
         loss = self.whole_step.run(
             model, inputs["pairs"], step=self.state.global_step, on_update=self.recorder.log_update
         )
@@ -375,9 +380,10 @@ class PreferenceTrainer(ResumableTrainer):
         return norm
 
     def complete_entry(self, logs: dict[str, float], start_time: float | None) -> dict[str, float]:
-        """Add beta and the metrics gathered since the last entry to a training entry."""
+        """Add beta, the metrics gathered since the last entry, and what its steps cost, to a training entry."""
         if "loss" in logs:
             logs = {**logs, "beta": self.method.beta, **self.whole_step.metrics.drain(self.accelerator)}
+            logs |= self.cost.drain(self.state)
             if start_time is not None:
                 # The loop's own entry. It empties its sum by subtracting it from itself: one NaN would stay for the
                 # rest of the run, and in the checkpoint that is saved next.

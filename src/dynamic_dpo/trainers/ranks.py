@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 
 from dynamic_dpo.errors import DynamicDPOError, ModelError
 from dynamic_dpo.utils.process_group import on_first_rank
@@ -29,6 +30,14 @@ def on_main_process(accelerator: Any, function: Callable[[], T]) -> T:
     Only errors of ours travel; any other ends the main process and, with it, the others. Collective over ranks.
     """
     return function() if accelerator.num_processes == 1 else on_first_rank(function)
+
+
+def gather_texts(accelerator: Any, text: str) -> list[str]:
+    """Return every rank's text, in order of rank. Collective over ranks."""
+    if accelerator.num_processes == 1:
+        return [text]
+    gathered: list[str] = gather_object([text])
+    return gathered
 
 
 def check_ranks_agree(accelerator: Any, values: Mapping[str, Any]) -> None:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -15,26 +14,25 @@ from dynamic_dpo.runs.margin_log import MarginLog
 from dynamic_dpo.runs.summary import write_run_summary
 from dynamic_dpo.trainers.ranks import check_ranks_agree
 from dynamic_dpo.trainers.referenced_data import ReferencedData
+from dynamic_dpo.trainers.watch.cost import RunCost
 from dynamic_dpo.trainers.whole_step import WholeStep
 
 logger = logging.getLogger("dynamic_dpo")
 
 
 class RunRecorder(TrainerCallback):  # type: ignore[misc]
-    """Writes the margin logs of a run, adds up the seconds inside its steps, and leaves its record.
+    """Writes the margin logs of a run, and leaves its record.
 
     Args:
         trainer: The run's trainer; its arguments and its state are read.
         whole_step: The run's optimizer step, with the method, the guard and the counts.
         data: The run's data sets, with the number of pairs that the reference has scored.
+        cost: What the run's steps have cost.
         margin_logs: This rank's margin logs.
         pairs_per_update: Pairs of a controller update over all ranks.
         started: When the run began, in seconds since the epoch; loading models counts.
         flush_denormal: Whether denormal floats are taken as 0.
         config: The run's whole configuration, to be hashed; by default the training arguments.
-
-    Attributes:
-        training_seconds: Seconds inside optimizer steps: no evaluation, saving or reference pass.
     """
 
     def __init__(
@@ -42,6 +40,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         trainer: Any,
         whole_step: WholeStep,
         data: ReferencedData,
+        cost: RunCost,
         *,
         margin_logs: Sequence[MarginLog],
         pairs_per_update: int,
@@ -52,13 +51,12 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         self.trainer = trainer
         self.whole_step = whole_step
         self.data = data
+        self.cost = cost
         self.margin_logs = margin_logs
         self.pairs_per_update = pairs_per_update
         self.started = started
         self.flush_denormal = flush_denormal
         self.config = config
-        self.training_seconds = 0.0
-        self._step_began = 0.0
         self._num_pairs_before = 0
 
     # ---- while training runs ----
@@ -71,16 +69,6 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         for log in self.margin_logs:
             if moved := log.start_anew():
                 logger.warning("an earlier run's margin log was moved to %s", moved)
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock."""
-        self._step_began = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop the clock; on a GPU, once the step is really done."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.training_seconds += time.perf_counter() - self._step_began
 
     def log_update(self, margins: Tensor, local: Tensor, update: int, reading: Mapping[str, float]) -> None:
         """Log one controller update. Collective over ranks, whose controllers are compared.
@@ -112,8 +100,9 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
     # ---- after it ----
 
     def write_summary(self) -> None:
-        """Write the run's record to its output folder, on the main process."""
+        """Write the run's record to its output folder, on the main process. Collective over ranks."""
         trainer, step = self.trainer, self.whole_step
+        cost = self.cost.summary()
         if not trainer.is_world_process_zero():
             return
         margin_log = next((log for log in self.margin_logs if not log.local), None)
@@ -133,6 +122,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
             "layout": step.policy.scorer.layout,
             "tokens_per_microbatch": step.policy.scorer.tokens_per_microbatch,
             "flush_denormal": self.flush_denormal,
+            "cost": cost,
             "margins_path": str(margin_log.margins_path) if margin_log else None,
             "controller_path": str(margin_log.controller_path) if margin_log else None,
         }
@@ -140,6 +130,6 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
             trainer.args.output_dir,
             facts,
             pairs_trained=step.num_pairs - self._num_pairs_before,
-            training_seconds=self.training_seconds,
+            training_seconds=self.cost.seconds,
             config=self.config or {"args": trainer.args.to_dict()},
         )
