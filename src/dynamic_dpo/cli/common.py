@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from dynamic_dpo.utils.files import write_refused
 from dynamic_dpo.utils.process_group import end_process, is_first_rank, process_group
 from dynamic_dpo.utils.secrets import RedactingFormatter, redact, show_faults_redacted
 from dynamic_dpo.utils.signals import Interrupted, stop_signals
+from dynamic_dpo.utils.terminal import draws_lines
 
 if TYPE_CHECKING:
     from dynamic_dpo.config.schema import TrainingConfig
@@ -38,6 +40,7 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str] | N
         SIGHUP.
     """
     _set_up_logging()
+    _calm_bars()
     show_faults_redacted()
     try:
         with stop_signals():
@@ -59,8 +62,30 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str] | N
         return 1
 
 
+class _AboveBars(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes messages above a bar that is being drawn, instead of into it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        bars = sys.modules.get("tqdm")
+        if bars is None:
+            super().emit(record)
+            return
+        try:
+            with bars.tqdm.external_write_mode(file=self.stream):
+                self.stream.write(self.format(record) + self.terminator)
+                self.flush()
+        except Exception:
+            self.handleError(record)
+
+
+def _calm_bars() -> None:
+    """Let bars of any library come to a log file twice a minute at most: there each drawing stays."""
+    if not draws_lines(sys.stderr):
+        os.environ.setdefault("TQDM_MININTERVAL", "30")
+
+
 def _set_up_logging() -> None:
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _AboveBars(sys.stderr)
     handler.setFormatter(RedactingFormatter("%(message)s"))
     logger.handlers = [handler]
     logger.setLevel(logging.INFO if is_first_rank() else logging.ERROR)

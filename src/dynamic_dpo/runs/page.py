@@ -26,6 +26,7 @@ from dynamic_dpo.pages.shapes import (
 from dynamic_dpo.runs.files import PLOTS_FOLDER, REPORT
 from dynamic_dpo.runs.plots import Plot, draw_plots
 from dynamic_dpo.runs.record import RunRecord, as_number, read_run
+from dynamic_dpo.utils.durations import duration
 from dynamic_dpo.utils.files import write_text
 
 NOTHING = Markup()
@@ -129,7 +130,7 @@ def _own_figures(run: RunRecord) -> list[tuple[str, str]]:
     figures += _cost_figures(run.summary.get("cost"))
     shown = [(label, form.format(value)) for label, value, form in figures if math.isfinite(value)]
     seconds = number.get("wall_seconds", math.nan)
-    return [*shown, ("Wall time", _duration(seconds))] if math.isfinite(seconds) else shown
+    return [*shown, ("Wall time", duration(seconds))] if math.isfinite(seconds) else shown
 
 
 def _cost_figures(cost: object) -> list[tuple[str, float, str]]:
@@ -212,17 +213,3 @@ def _shown(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
-
-
-def _duration(seconds: float) -> str:
-    """Write a time span for a reader.
-
-    >>> _duration(42.4), _duration(331), _duration(7260)
-    ('42 s', '5 min 31 s', '2 h 1 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -48,7 +48,9 @@ def evaluate_pairs(
     """
     rows: list[int] = []
     values: list[Tensor] = []
-    bar = tqdm(batches, desc=description, disable=not (show_progress and accelerator.is_main_process))
+    # On a terminal alone, and gone when it is done: what was found has its own line.
+    is_shown = show_progress and accelerator.is_main_process
+    bar = tqdm(batches, desc=description, leave=False, disable=None if is_shown else True)
     was_training = model.training
     model.eval()
     with torch.no_grad(), accelerator.autocast():

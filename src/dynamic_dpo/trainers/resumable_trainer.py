@@ -20,6 +20,7 @@ from dynamic_dpo.trainers.checkpoints.stopping import EvaluationCut, StopRequest
 from dynamic_dpo.trainers.checkpoints.whole import WholeCheckpoints, clear_disk_errors, clear_reading_errors
 from dynamic_dpo.trainers.ranks import clear_rank_errors, on_main_process
 from dynamic_dpo.trainers.sharding import keep_float32, shard
+from dynamic_dpo.trainers.watch.progress import ProgressLine
 from dynamic_dpo.utils.signals import Interrupted, deferred, raise_if_requested
 
 logger = logging.getLogger("dynamic_dpo")
@@ -45,6 +46,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         # The run's folder is made in there.
         with clear_disk_errors(Path(getattr(kwargs.get("args"), "output_dir", None) or ".")):
             super().__init__(*args, **kwargs)
+        ProgressLine.instead_of_the_usual(self)
         self.log_state = LogState(self)
         self.add_callback(self.log_state)
 
