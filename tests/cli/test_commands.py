@@ -481,3 +481,32 @@ def test_adapter_alone_is_saved_and_checked(config_file: Path, tmp_path: Path) -
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert "adapter_model.safetensors" in names
     assert "model.safetensors" not in names
+
+
+def test_train_dpo_writes_the_best_weights_where_it_keeps_them(config_file: Path, tmp_path: Path) -> None:
+    # At such a rate every step makes held-out pairs worse: the best evaluation is the first.
+    settings = [
+        "dpo_training.keep_best.patience=1",
+        "dpo_training.learning_rate=0.3",
+        "dpo_training.eval_steps=1",
+    ]
+    kept, first = tmp_path / "run", tmp_path / "first"
+    assert train_dpo.main(["--config", str(config_file), *settings, "dpo_training.max_steps=6"]) == 0
+    record = summary_of(kept)["keep_best"]
+    assert (record["metric"], record["patience"], record["stopped_early"]) == ("eval_loss", 1, True)
+    steps, ended = record["step"], record["last_step"]
+    assert summary_of(kept)["optimizer_steps"] == ended == steps + 1 < 6
+
+    # Warm-up and schedule are constant: as many steps as were kept are a run of their own.
+    more = [f"dpo_training.max_steps={steps}", f"dpo_training.save_dir={first}"]
+    constant = "dpo_training.lr_scheduler_type=constant"
+    assert train_dpo.main(["--config", str(config_file), *settings[1:], *more, constant]) == 0
+    again = tmp_path / "again"
+    arguments = [*settings, f"dpo_training.save_dir={again}", "dpo_training.max_steps=6", constant]
+    assert train_dpo.main(["--config", str(config_file), *arguments]) == 0
+    assert summary_of(again)["keep_best"]["step"] == steps
+
+    from safetensors.torch import load_file
+
+    for name, weight in load_file(first / "model.safetensors").items():
+        assert torch.equal(load_file(again / "model.safetensors")[name], weight), name

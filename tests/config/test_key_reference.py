@@ -75,7 +75,11 @@ def test_the_shipped_files_show_every_key_of_their_commands():
     every = {path for path, _, section in walk(TrainingConfig) if section is None}
     # Losses that may be added stand in a comment: one key for each of them.
     elsewhere = {
-        path for path in every if path.startswith(("sft_training.", "rollout.", "peft.", "objective.add."))
+        path
+        for path in every
+        if path.startswith(
+            ("sft_training.", "rollout.", "peft.", "objective.add.", "dpo_training.keep_best.")
+        )
     }
     # The second name of max_len: a file gives one of the two.
     in_method_files = {
@@ -84,7 +88,11 @@ def test_the_shipped_files_show_every_key_of_their_commands():
     shown = set(flat(shipped("dpo"))) | in_method_files
     # Their names are the user's; the file shows one in a comment.
     nameable = {path for path in every if path.startswith("dataset.mixture.")}
-    assert every - elsewhere - nameable - {"dataset.max_length"} == shown - {"peft", "dataset.mixture"}
+    assert every - elsewhere - nameable - {"dataset.max_length"} == shown - {
+        "peft",
+        "dataset.mixture",
+        "dpo_training.keep_best",
+    }
     assert {path for path in every if path.startswith("sft_training.")} <= set(flat(shipped("sft")))
     nameable = {"rollout.scorers", "rollout.gpt4_oracle.prices"}
     rollout = {path for path in every if path.startswith("rollout.") and "<" not in path}

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import random
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from dynamic_dpo.runs.keep_best import KeepBest
 from dynamic_dpo.trainers.checkpoints.file_list import fault_of
 from dynamic_dpo.trainers.checkpoints.folders import checkpoint_folders, clean
 from torture.faults import KILLED, Faults, Kind, struck_by, watched
@@ -17,6 +20,17 @@ from torture.tiny_run import train, warm_up
 
 # Three steps, a checkpoint each, one kept: every kind of write, rename and removal happens at least twice.
 SHORT = {"max_steps": 3, "save_steps": 1, "save_total_limit": 1, "eval_strategy": "no", "logging_steps": 2}
+
+# The best weights are written several times, and checkpoints between them; patience ends the run early.
+KEEPING = {
+    "max_steps": 9,
+    "save_steps": 2,
+    "save_total_limit": 1,
+    "eval_steps": 1,
+    "logging_steps": 2,
+    "learning_rate": 0.1,
+    "keep_best": KeepBest(patience=3),
+}
 
 
 @dataclass
@@ -28,14 +42,16 @@ class Outcome:
     wrong: list[str] = field(default_factory=list)
 
 
-def strike(kind: Kind, *, sample: int | None = None, seed: int = 0) -> Outcome:
+def strike(
+    kind: Kind, *, sample: int | None = None, seed: int = 0, settings: Mapping[str, Any] = SHORT
+) -> Outcome:
     """Strike at every place, or at ``sample`` random ones; say where anything but the same end came out."""
     warm_up()
     with tempfile.TemporaryDirectory() as scratch:
         whole = Path(scratch) / "run-9999"
         whole.mkdir()
         with struck_by(Faults(whole)) as counted:
-            train(whole, **SHORT)
+            train(whole, **settings)
         expected = json.loads((whole / "end.json").read_text())
         outcome = Outcome(places=len(counted.places))
         chosen = list(range(len(counted.places)))
@@ -44,16 +60,18 @@ def strike(kind: Kind, *, sample: int | None = None, seed: int = 0) -> Outcome:
         for place in chosen:
             folder = Path(scratch) / f"run-{place:04d}"
             folder.mkdir()
-            fault = _one(folder, kind, place, expected)
+            fault = _one(folder, kind, place, expected, settings)
             outcome.struck += 1
             if fault:
                 outcome.wrong.append(f"{kind} at place {place} ({counted.places[place]}): {fault}")
     return outcome
 
 
-def _one(folder: Path, kind: Kind, place: int, expected: dict[str, str]) -> str | None:
+def _one(
+    folder: Path, kind: Kind, place: int, expected: dict[str, str], settings: Mapping[str, Any]
+) -> str | None:
     output = folder / "output"
-    run = partial(train, folder, **SHORT)
+    run = partial(train, folder, **settings)
     code = Forked(watched(run, Faults(folder, kind, place)), output).wait()
     if code not in ((0, REFUSED) if kind == "full" else (0, KILLED)):
         return f"exit code {code}: {output.read_text()[-800:]}"

@@ -19,6 +19,7 @@ from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.methods import Risk, RiskConfig
 from dynamic_dpo.methods.base import Scope
 from dynamic_dpo.methods.risk.config import RiskMode
+from dynamic_dpo.runs.keep_best import KeepBest
 from dynamic_dpo.runs.margin_log import MarginLogConfig
 from dynamic_dpo.trainers import PreferenceTrainer
 from dynamic_dpo.trainers.checkpoints.folders import checkpoint_folders
@@ -53,7 +54,11 @@ CONTROLLERS = [(mode, scope) for mode in get_args(RiskMode) for scope in get_arg
 
 
 def build(
-    folder: Path, *, controller: tuple[str, str] = ("paper", "micro"), **overrides: Any
+    folder: Path,
+    *,
+    controller: tuple[str, str] = ("paper", "micro"),
+    keep_best: KeepBest | None = None,
+    **overrides: Any,
 ) -> PreferenceTrainer:
     """Return the trainer of the tiny run: 2 epochs of 5 steps, a log entry every 3, a checkpoint every 2."""
     mode, scope = controller
@@ -91,6 +96,7 @@ def build(
         method=method,
         engine=engine,
         margin_log=MarginLogConfig(),
+        keep_best=keep_best,
     )
 
 

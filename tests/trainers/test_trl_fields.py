@@ -52,6 +52,8 @@ HONOURED = {
     "ref_model_mixup_alpha": "test_a_reference_follows_as_the_arguments_say",
     "ref_model_sync_steps": "test_a_reference_follows_as_the_arguments_say",
     "beta": "test_beta_of_the_arguments_is_where_the_controller_starts",
+    # tests/trainers/checkpoints/test_best_weights.py: by `keep_best`.
+    "load_best_model_at_end": "test_the_arguments_of_transformers_mean_the_same",
 }
 # A value with which a run is refused, of any field; the message names it.
 REFUSED: dict[str, Any] = {
@@ -117,7 +119,7 @@ OF_THE_BASE = {
         "hub_private_repo",
         "hub_model_id",
     ),
-    *("hub_strategy", "hub_always_push", "hub_revision", "load_best_model_at_end", "metric_for_best_model"),
+    *("hub_strategy", "hub_always_push", "hub_revision", "metric_for_best_model"),
     *("greater_is_better", "ignore_data_skip", "restore_callback_states_from_checkpoint", "full_determinism"),
     *("seed", "data_seed", "use_cpu", "accelerator_config", "dataloader_drop_last", "dataloader_num_workers"),
     *("dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor"),
@@ -160,7 +162,7 @@ def test_what_shows_that_a_field_is_honoured_exists(name: str) -> None:
     folder = Path(__file__).parent
     assert any(
         f"def {name}(" in (folder / file).read_text()
-        for file in ("test_trl_fields.py", "test_trl_arguments.py")
+        for file in ("test_trl_fields.py", "test_trl_arguments.py", "checkpoints/test_best_weights.py")
     )
 
 

@@ -117,6 +117,7 @@ def train_dpo(config: TrainingConfig) -> Any:
         run_config=config.to_dict(),
         resume_changed=section.resume_changed,
         reference_sync=config.read(ReferenceSync),
+        keep_best=config.keep_best(),
         pair_sets={name: figures["first_row"] for name, figures in prepared.report.get("sets", {}).items()},
     )
     if is_first_rank():

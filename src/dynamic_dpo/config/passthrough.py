@@ -39,6 +39,7 @@ _DECIDED_BY_IN_DPO = {
     "activation_checkpointing": "engine.gradient_checkpointing",
     "auto_find_batch_size": "engine.tokens_per_microbatch",
     "label_smoothing_factor": "dpo.label_smoothing",
+    "load_best_model_at_end": "dpo_training.keep_best",
 }
 _STRATEGIES = {"eval_strategy": "eval_steps", "save_strategy": "save_steps"}
 

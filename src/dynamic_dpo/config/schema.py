@@ -42,9 +42,15 @@ from dynamic_dpo.config.sections.methods import (
     with_method_sections,
 )
 from dynamic_dpo.config.sections.rollouts import RolloutSection
-from dynamic_dpo.config.sections.training import DatasetSection, DPOTrainingSection, SFTTrainingSection
+from dynamic_dpo.config.sections.training import (
+    DatasetSection,
+    DPOTrainingSection,
+    SFTTrainingSection,
+    unkept_best,
+)
 from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.methods.table import METHODS
+from dynamic_dpo.runs.keep_best import KeepBest
 from dynamic_dpo.utils.secrets import redact
 
 # Looking for the nearest known key takes its time; a file with more unknown keys is another kind of file.
@@ -110,6 +116,11 @@ class TrainingConfig(_WithMethods):
         settings = METHODS[method].Settings
         return {} if settings is None else settings_in(self, settings, method)
 
+    def keep_best(self) -> KeepBest | None:
+        """Return how a training on preferences keeps its best weights; ``None`` where it keeps its last."""
+        section = self.dpo_training.keep_best
+        return None if section is None else KeepBest(**section.model_dump())
+
     def read(self, component: type[ConfigT]) -> ConfigT:
         """Return the settings of a component, e.g. `RiskConfig`, as the file gives them."""
         return component(**settings_in(self, component))
@@ -117,7 +128,8 @@ class TrainingConfig(_WithMethods):
     def contradictions(self) -> list[str]:
         """Return a line for each setting that the chosen method would not read, or that is at odds with another."""
         # Methods share settings: what two of them say is said once.
-        return unread_settings(self) + list(dict.fromkeys(ruled_out(self)))
+        lines = unread_settings(self) + list(dict.fromkeys(ruled_out(self)))
+        return lines + list(unkept_best(self.dataset, self.dpo_training))
 
 
 class LoopConfig(TrainingConfig):

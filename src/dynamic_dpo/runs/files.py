@@ -38,6 +38,9 @@ CONTROLLER_STATE: Final = "controller_state.json"
 REFERENCE_WEIGHTS: Final = "reference_model/weights.safetensors"
 """In a checkpoint of a run whose reference follows the policy: the reference's weights."""
 
+BEST_WEIGHTS: Final = "best/weights.safetensors"
+"""In the folder of a run that keeps its best weights, while it goes on, and in its checkpoints: those weights."""
+
 LOG_STATE: Final = "log_state.json"
 """In a checkpoint of a fine-tuning: what its next log entries are made of."""
 

@@ -129,6 +129,7 @@ def _own_figures(run: RunRecord) -> list[tuple[str, str]]:
     ]
     figures += _cost_figures(run.summary.get("cost"))
     shown = [(label, form.format(value)) for label, value, form in figures if math.isfinite(value)]
+    shown += _kept(run.summary.get("keep_best"))
     seconds = number.get("wall_seconds", math.nan)
     return [*shown, ("Wall time", duration(seconds))] if math.isfinite(seconds) else shown
 
@@ -150,6 +151,16 @@ def _cost_figures(cost: object) -> list[tuple[str, float, str]]:
     return figures + [
         (f"Peak memory, {name}", as_number(peak) / 2**30, "{:.1f} GiB") for name, peak in devices
     ]
+
+
+def _kept(record: object) -> list[tuple[str, str]]:
+    """Return which weights a run has kept and why it ended, where it chose by held-out pairs."""
+    if not isinstance(record, Mapping):
+        return []
+    step, metric, value = record.get("step"), record.get("metric"), as_number(record.get("value"))
+    kept = f"step {step}, {metric} {value:.4g}" if step is not None else f"the last: no finite {metric}"
+    why = "out of patience" if record.get("stopped_early") else "all steps made"
+    return [("Weights kept", kept), ("Ended", f"at step {record.get('last_step')}, {why}")]
 
 
 def _pictures(plots: Sequence[Plot]) -> Markup:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dynamic_dpo.errors import ConfigError
+from dynamic_dpo.runs.keep_best import KeepBest
 from dynamic_dpo.trainers.unused_arguments import warn_of_unused
 from dynamic_dpo.utils.secrets import keep_tokens_unsaved
 
@@ -97,6 +98,8 @@ def whole_step_arguments(args: Any) -> tuple[Any, StepShape]:
     args.per_device_train_batch_size = shape.pairs
     args.gradient_accumulation_steps = 1
     args.remove_unused_columns = False
+    # It was heard by `keep_best_of`, which keeps more than the loop would: the loop's own way to it is not taken.
+    args.load_best_model_at_end = False
     # The filter replaces a NaN loss by the average of the earlier ones: wrong numbers must be seen.
     args.logging_nan_inf_filter = False
     return args, shape
@@ -165,6 +168,60 @@ def truncation_of(args: Any) -> Truncation:
     if not hasattr(args, "truncation_mode"):
         return Truncation()
     return Truncation(max_length=args.max_length, truncation_mode=args.truncation_mode)
+
+
+def keep_best_of(
+    args: Any, callbacks: Sequence[Any] | None, given: KeepBest | None
+) -> tuple[KeepBest | None, list[Any]]:
+    """Return how a run keeps its best weights, and the callbacks that are left.
+
+    ``load_best_model_at_end`` and `transformers.EarlyStoppingCallback` are two words for it: what they say is done,
+    by the machinery that also resumes.
+
+    Args:
+        args: The training arguments.
+        callbacks: The user's callbacks.
+        given: What was given under our own name.
+
+    Raises:
+        ConfigError: If it is said twice, or a run is to stop early and to keep its last weights all the same.
+    """
+    from transformers import EarlyStoppingCallback
+
+    stops = [one for one in callbacks or () if isinstance(one, EarlyStoppingCallback)]
+    others = [one for one in callbacks or () if not isinstance(one, EarlyStoppingCallback)]
+    said = "load_best_model_at_end=True" if args.load_best_model_at_end else "EarlyStoppingCallback"
+    if given is not None and (args.load_best_model_at_end or stops):
+        raise ConfigError(f"keep_best and {said} say the same thing: leave one of them out")
+    if len(stops) > 1:
+        raise ConfigError("callbacks hold more than one EarlyStoppingCallback: leave one")
+    if stops and not args.load_best_model_at_end:
+        raise ConfigError(
+            "EarlyStoppingCallback goes with the weights of the best evaluation: set load_best_model_at_end=True "
+            "beside it, or give keep_best=KeepBest(patience=...) in its place"
+        )
+    if not args.load_best_model_at_end:
+        return given, others
+    return (
+        KeepBest(
+            metric=args.metric_for_best_model,
+            greater_is_better=args.greater_is_better,
+            patience=stops[0].early_stopping_patience if stops else None,
+            min_delta=float(stops[0].early_stopping_threshold or 0.0) if stops else 0.0,
+        ),
+        others,
+    )
+
+
+def refuse_early_stopping(callbacks: Iterable[Any]) -> None:
+    """Raise `ConfigError` for an `EarlyStoppingCallback` that was added to a trainer after it was made."""
+    from transformers import EarlyStoppingCallback
+
+    if any(isinstance(one, EarlyStoppingCallback) for one in callbacks):
+        raise ConfigError(
+            "EarlyStoppingCallback was added to a trainer that is made already: give it among the callbacks of the "
+            "trainer, with load_best_model_at_end=True, or give keep_best=KeepBest(patience=...)"
+        )
 
 
 def model_options(args: Any, model: Any) -> dict[str, Any]:

@@ -29,18 +29,22 @@ from dynamic_dpo.methods.base import PreferenceMethod
 from dynamic_dpo.methods.objective import ReferenceSync
 from dynamic_dpo.methods.settings import MAX_NONFINITE
 from dynamic_dpo.models.adapters import find_adapter
+from dynamic_dpo.runs.keep_best import KeepBest
 from dynamic_dpo.runs.margin_log import MarginLogConfig
 from dynamic_dpo.runs.model_card import TAGS, model_card
 from dynamic_dpo.trainers.arguments import (
     Truncation,
     check_given,
     default_arguments,
+    keep_best_of,
     model_options,
     pairs_per_update,
+    refuse_early_stopping,
     refuse_loss_arguments,
     truncation_of,
     whole_step_arguments,
 )
+from dynamic_dpo.trainers.checkpoints.best_weights import BestWeights
 from dynamic_dpo.trainers.checkpoints.resuming import RunState
 from dynamic_dpo.trainers.evaluation import evaluate_pairs
 from dynamic_dpo.trainers.guards import MarginGuard
@@ -94,6 +98,8 @@ class PreferenceTrainer(ResumableTrainer):
         reference_sync: How the reference follows the policy; by default as a `trl.DPOConfig` says, else not.
         pair_sets: Name of each set that the pairs are a mixture of, to its first row; their margins are logged apart.
         resume_changed: Whether a run may go on from a checkpoint that other settings or other data have made.
+        keep_best: By which evaluations the weights are chosen that the run ends with, and when it ends; by default as
+            ``load_best_model_at_end`` and an `EarlyStoppingCallback` say, else those of the last step.
         compute_metrics: More metrics of an evaluation, from a `transformers.EvalPrediction` of all its pairs:
             ``predictions`` [N, 2] are the rewards of chosen and rejected answers, ``label_ids`` [N] the places of the
             preferred ones, 0.
@@ -135,6 +141,7 @@ class PreferenceTrainer(ResumableTrainer):
         resume_changed: bool = False,
         reference_sync: ReferenceSync | None = None,
         pair_sets: Mapping[str, int] | None = None,
+        keep_best: KeepBest | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
     ) -> None:
         started = time.time()
@@ -143,6 +150,7 @@ class PreferenceTrainer(ResumableTrainer):
         given = args if args is not None else default_arguments()
         if not self.reads_loss_arguments:
             refuse_loss_arguments(given)
+        keep_best, callbacks = keep_best_of(given, callbacks, keep_best)
         args, self.step_shape = whole_step_arguments(given)
         self.pairs_per_update = pairs_per_update(method.scope, given)
         self.truncation = truncation or truncation_of(given)
@@ -190,7 +198,7 @@ class PreferenceTrainer(ResumableTrainer):
             train_dataset=self.data.prepare(train_dataset),
             eval_dataset=self.data.prepare(eval_dataset),
             processing_class=self.policy.tokenizer,
-            callbacks=[*(callbacks or ())],
+            callbacks=callbacks,
             optimizers=optimizers,
             compute_metrics=compute_metrics,
         )
@@ -222,6 +230,7 @@ class PreferenceTrainer(ResumableTrainer):
         )
 
         # What the run writes, and what its checkpoints hold.
+        self.best_weights = BestWeights(self, keep_best) if keep_best else None
         self.margin_logs = (
             margin_log.open(
                 self.args.output_dir, rank=self.args.process_index, num_ranks=self.args.world_size
@@ -288,8 +297,11 @@ class PreferenceTrainer(ResumableTrainer):
             ModelError: If the engine's self-check fails, or ranks disagree.
             NonFiniteError: If the reference gives a pair no number.
         """
+        refuse_early_stopping(self.callback_handler.callbacks)
         if checkpoint is not None:
             self.run_state.check_resumable(checkpoint, allow_changes=self.resume_changed)
+        elif self.best_weights is not None:
+            self.best_weights.start_anew()
         with clear_rank_errors():
             self.ensure_reference()
             check_ranks_agree(
@@ -401,9 +413,10 @@ class PreferenceTrainer(ResumableTrainer):
         Raises:
             ModelError: If a new set is given after the policy has moved and its reference is gone.
         """
+        if eval_dataset is self.eval_dataset:
+            eval_dataset = None  # It is about to be replaced by one with the reference's part.
         self.ensure_reference()
-        is_known = eval_dataset is None or eval_dataset is self.eval_dataset or isinstance(eval_dataset, str)
-        if not is_known:
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
             eval_dataset = self.data.add_evaluation_set(eval_dataset, policy_moved=self.state.global_step > 0)
         return super().get_eval_dataloader(eval_dataset)
 
@@ -444,9 +457,20 @@ class PreferenceTrainer(ResumableTrainer):
         """Return the context in which the policy's configuration names the dropout that it came with."""
         return self.policy.saved_as_given()
 
+    def after_evaluation(self, metrics: dict[str, float]) -> None:
+        """Keep the weights if they are the best so far."""
+        if self.best_weights is not None:
+            self.best_weights.observe(metrics, step=self.state.global_step, beta=self.method.beta)
+
+    def has_finished(self) -> bool:
+        """Return whether the run has waited long enough for a better evaluation."""
+        return self.best_weights is not None and self.best_weights.best.is_out_of_patience
+
     def write_into_checkpoint(self, folder: Path) -> None:
         """Write the run's own state beside the Hugging Face trainer's."""
         self.run_state.save(folder)
+        if self.best_weights is not None:
+            self.best_weights.write_into(folder)
         if self.policy.moves_reference:
             self.moving_reference.save(folder, self.accelerator)
 
@@ -503,3 +527,8 @@ class PreferenceTrainer(ResumableTrainer):
     def finish_run(self) -> None:
         """Leave the run's record."""
         self.recorder.write_summary()
+
+    def settle_model(self) -> None:
+        """Give the model the weights of the best evaluation, where they are kept."""
+        if self.best_weights is not None:
+            self.best_weights.put_back()

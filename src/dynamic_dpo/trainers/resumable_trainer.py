@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
+from transformers.trainer_utils import SaveStrategy
 
 from dynamic_dpo.errors import RunStopped
 from dynamic_dpo.trainers.checkpoints.log_state import LogState
@@ -40,7 +41,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.checkpoints = WholeCheckpoints(self)
         self.stopping = StopRequest(self)
-        self._save_after_epoch = False
+        self._save_after_epoch = self._ends_again = False
         self._step_that_ended: int | None = None
         self._push_after_commit = False
         # The run's folder is made in there.
@@ -71,6 +72,13 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         """Return why the run should save and end after the present step, ``None`` if it should go on."""
         return None
 
+    def after_evaluation(self, metrics: dict[str, float]) -> None:
+        """Take an evaluation that the run was to make into account. Every rank calls it."""
+
+    def has_finished(self) -> bool:
+        """Return whether the run has come to a good end before its last step."""
+        return False
+
     def write_into_checkpoint(self, folder: Path) -> None:
         """Add files to a checkpoint before it is committed. Every rank calls it."""
 
@@ -83,6 +91,9 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
 
     def finish_run(self) -> None:
         """Do what comes after training, however it ended, unless an error ended it. Every rank calls it."""
+
+    def settle_model(self) -> None:
+        """Give the model the weights that the run is to end with, once it is at its end. Every rank calls it."""
 
     # ---- models that are spread over the ranks ----
 
@@ -134,6 +145,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         self.finish_run()
         self.raise_if_stopped()
+        with clear_rank_errors():
+            self.settle_model()
         return output._replace(training_loss=output.metrics["train_loss"])
 
     def raise_if_stopped(self) -> None:
@@ -156,7 +169,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # The loop asks after a step whether it was the last: a finished run that is resumed would make one more.
-        if self.state.global_step >= self.state.max_steps:
+        if self.state.global_step >= self.state.max_steps or self.has_finished():
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
@@ -179,11 +192,11 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             logger.warning("the run saves and ends here: %s", reason)
             self.control.should_save = self.control.should_training_stop = True
 
-        # 2. A signal has ended the loop inside an epoch, and the loop calls as if the epoch had come to its end. It
-        #    has not: the entry and the evaluation of an epoch's end belong to the resumed run.
+        # 2. The loop has ended inside an epoch, by a signal or because the run had finished, and it calls as if the
+        #    epoch had come to its end. It has not: what comes at an epoch's end belongs to the resumed run, if any.
         epoch = self.state.epoch or 0.0
         inside_epoch = epoch != int(epoch) and self.state.global_step < self.state.max_steps
-        if self.stopping.signal is not None and inside_epoch:
+        if (self.stopping.signal is not None or self.has_finished()) and inside_epoch:
             return
 
         # 3. Has a signal asked any rank to stop? Then all save and stop after this step, and evaluate no more.
@@ -204,12 +217,35 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         # evaluates must be in the checkpoint, or a run resumed from it would never log it: saving waits for it.
         step, epoch = self.state.global_step, self.state.epoch or 0.0
         is_second_time, self._step_that_ended = self._step_that_ended == step, step
+        self._ends_again = not is_second_time and epoch == int(epoch)
         if is_second_time:
             self.control.should_save |= self._save_after_epoch
             self._save_after_epoch = False
-        elif self.control.should_save and epoch == int(epoch):
+        elif self.control.should_save and self._ends_again:
             self.control.should_save, self._save_after_epoch = False, True
         super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _evaluate(
+        self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False
+    ) -> dict[str, float]:
+        """Make an evaluation that the run was to make; one that ends the run, well, is followed by a checkpoint."""
+        has_begun = self.state.global_step > self._initial_global_step
+        if skip_scheduler and self.state.global_step > 0:
+            return {}  # Of the start: the run that is resumed has made it.
+        try:
+            metrics: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        except EvaluationCut:
+            if has_begun:
+                raise
+            # Nothing was trained since the checkpoint, or at all: there is nothing to save.
+            raise Interrupted(self.stopping.signal or 0) from None
+        self.after_evaluation(metrics)
+        if self.has_finished():
+            self.control.should_training_stop = True
+            if has_begun and self.args.save_strategy != SaveStrategy.NO:
+                self._save_after_epoch = self._ends_again
+                self.control.should_save = not self._ends_again
+        return metrics
 
     # ---- saving ----
 

@@ -5,14 +5,17 @@ Errors, ``--help`` and the reference documentation are derived from these fields
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dynamic_dpo.config.base import PassthroughSection, Section, refuse, refuse_fault
+from dynamic_dpo.config.from_settings import settings_section
 from dynamic_dpo.config.yaml_files import TRUTH_WORDS_OF_YAML_1_1
 from dynamic_dpo.data.shapes.options import NAMEABLE, RankingRule
 from dynamic_dpo.data.turns.mask import AnswerTokens
+from dynamic_dpo.runs.keep_best import KeepBest
 from dynamic_dpo.utils.names import folder_fault, repository_fault, text_fault
 
 Tracker = Literal["tensorboard", "wandb"]
@@ -206,6 +209,13 @@ class _RunNames(PassthroughSection):
         return refuse_fault(value, repository_fault)
 
 
+class KeepBestSection(settings_section("keep_best", KeepBest, own=True)):  # type: ignore[misc]
+    """The run ends with the weights of its best evaluation on held-out pairs, and early where they get no better.
+
+    Null (the default): it ends with those of its last step.
+    """
+
+
 class DPOTrainingSection(_RunNames):
     """What ``train-dpo`` does: an optimizer step is batch_size × gradient_accumulation × ranks pairs."""
 
@@ -247,6 +257,7 @@ class DPOTrainingSection(_RunNames):
     save_dir: str = Field(
         default="runs/dpo", min_length=1, description="Folder for checkpoints, logs and the final model."
     )
+    keep_best: KeepBestSection | None = Field(default=None)
     save_dpo_dir: str | None = Field(
         default=None, description="Separate folder for the final model; null: save_dir."
     )
@@ -307,3 +318,19 @@ class SFTTrainingSection(_RunNames):
     hub_model_id: str | None = Field(
         default=None, description="Repository to upload to; null: named after save_dir."
     )
+
+
+def unkept_best(data: DatasetSection, training: DPOTrainingSection) -> Iterator[str]:
+    """Yield a line for each setting with which ``keep_best`` has nothing to choose by."""
+    if training.keep_best is None:
+        return
+    if data.eval_dataset_name is None and data.val_ratio == 0:
+        yield (
+            "dpo_training.keep_best chooses by held-out pairs, and dataset.val_ratio is 0: set it above 0, or give "
+            "dataset.eval_dataset_name"
+        )
+    if training.eval_steps is None and training.extra.get("eval_strategy") != "epoch":
+        yield (
+            "dpo_training.keep_best chooses by evaluations, and dpo_training.eval_steps is null: set it, or "
+            "eval_strategy: epoch"
+        )

@@ -86,6 +86,8 @@ class RunState(TrainerCallback):  # type: ignore[misc]
                 if key not in _ADAPTER_PROVENANCE
             },
         }
+        if self.trainer.best_weights is not None:
+            facts["keep_best"] = self.trainer.best_weights.identity
         if policy.moves_reference:
             # Checkpoints of runs whose reference stays say nothing of it.
             facts["reference_sync"] = asdict(self.trainer.reference_sync)
@@ -119,6 +121,8 @@ class RunState(TrainerCallback):  # type: ignore[misc]
             "identity": self.identity,
             "identity_sha256": identity_hash(self.identity),
         }
+        if trainer.best_weights is not None:
+            state["best"] = trainer.best_weights.best.state_dict()
         save_controller_state(folder, state)
 
     def check_resumable(self, checkpoint: str | Path, *, allow_changes: bool) -> None:
@@ -154,6 +158,8 @@ class RunState(TrainerCallback):  # type: ignore[misc]
         for log in self.margin_logs:
             log.resume_at(self.whole_step.num_updates)
         self.trainer.log_state.restore(state["log"])
+        if self.trainer.best_weights is not None:
+            self.trainer.best_weights.read_from(folder, state.get("best"))
         self._metrics_since_last_entry = state["log"]["metrics"]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
