@@ -18,6 +18,7 @@ COMMANDS = {
     "export": ("export", "outputs or verdicts in the files of AlpacaEval or Arena-Hard"),
     "inspect-data": ("inspect_data", "what is in the data of a training, before training on it"),
     "score": ("score", "rewards and margins of a trained policy for given pairs"),
+    "strength": ("strength", "how strong a trained policy is to be: between it and its reference"),
     "merge": ("merge", "an ordinary model folder from the checkpoint of an interrupted run"),
     "report": ("report", "write a page and plots from a run's folder"),
     "memory": ("memory", "estimate the memory that each GPU needs, with the arithmetic"),

@@ -44,6 +44,15 @@ BEST_WEIGHTS: Final = "best/weights.safetensors"
 LOG_STATE: Final = "log_state.json"
 """In a checkpoint of a fine-tuning: what its next log entries are made of."""
 
+STRENGTH: Final = "strength.json"
+"""The curve over strengths, and which one was chosen."""
+
+STRENGTH_POINTS: Final = "strength_points.jsonl"
+"""Its points as they were scored, one line each."""
+
+STRENGTH_PAGE: Final = "strength.html"
+"""The page about it."""
+
 REPORT: Final = "report.html"
 """The page about a run."""
 

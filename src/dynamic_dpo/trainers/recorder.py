@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from dynamic_dpo.runs.margin_log import MarginLog
 from dynamic_dpo.runs.summary import write_run_summary
+from dynamic_dpo.trainers.checkpoints.identity import data_fingerprint
 from dynamic_dpo.trainers.ranks import check_ranks_agree
 from dynamic_dpo.trainers.referenced_data import ReferencedData
 from dynamic_dpo.trainers.watch.cost import RunCost
@@ -99,6 +100,15 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
 
     # ---- after it ----
 
+    def _fingerprints(self) -> dict[str, str | None]:
+        """Return hashes of the pairs and of the reference, by which later commands see whether they changed."""
+        held_out, identity = self.trainer.eval_dataset, self.trainer.run_state.identity
+        return {
+            "train": identity["data"],
+            "held_out": data_fingerprint(held_out) if hasattr(held_out, "column_names") else None,
+            "reference": identity["reference"],
+        }
+
     def write_summary(self) -> None:
         """Write the run's record to its output folder, on the main process. Collective over ranks."""
         trainer, step = self.trainer, self.whole_step
@@ -125,6 +135,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
             "cost": cost,
             "margins_path": str(margin_log.margins_path) if margin_log else None,
             "controller_path": str(margin_log.controller_path) if margin_log else None,
+            "fingerprints": self._fingerprints(),
             "keep_best": trainer.best_weights.best.summary() if trainer.best_weights else None,
         }
         write_run_summary(
