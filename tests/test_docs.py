@@ -21,6 +21,7 @@ from dynamic_dpo.config import (
     get_training_config,
     load_yaml,
 )
+from dynamic_dpo.sweeps.grid import split_axes
 from places import ROOT
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
@@ -146,7 +147,13 @@ def test_settings_on_command_lines_parse_with_the_file_they_follow() -> None:
     for words in command_lines():
         if "--config" not in words:
             continue
-        settings = apply_overrides(load_yaml(ROOT / words[words.index("--config") + 1]), overrides_of(words))
+        axes, overrides = (
+            split_axes(overrides_of(words)) if "sweep" in words[:2] else ((), overrides_of(words))
+        )
+        settings = apply_overrides(load_yaml(ROOT / words[words.index("--config") + 1]), overrides)
+        for axis in axes:
+            for value in axis.values:
+                get_training_config(apply_overrides(settings, [f"{axis.key}={value}"]))
         check = get_training_config
         if {"evaluate", "judge", "export"} & set(words[:2]):
             check = get_evaluation_config

@@ -56,8 +56,8 @@ def build_plan(config: LoopConfig) -> LoopPlan:
 def run_stage(stage: Stage) -> int:
     """Run the command of a stage as a process of its own, and return its exit code."""
     from dynamic_dpo.config import dump_yaml
-    from dynamic_dpo.loops.children import command_line, run_child
     from dynamic_dpo.utils.files import write_text
+    from dynamic_dpo.utils.parallel.children import command_line, run_child
 
     path = write_text(stage.folder.parent / f"{stage.name}.yaml", dump_yaml(stage.settings))
     return run_child(command_line(COMMANDS[stage.name], path, stage.launch))

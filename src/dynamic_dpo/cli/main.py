@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "generate with several models, judge, and report win rates"),
     "rollout": ("rollout", "sample responses, label them, and make pairs for train-dpo"),
     "iterate": ("iterate", "rounds of rollout, training and evaluation"),
+    "sweep": ("sweep", "trainings that differ in a few settings, side by side"),
     "judge": ("judge", "judge the outputs of an evaluation: its stage judge alone"),
     "export": ("export", "outputs or verdicts in the files of AlpacaEval or Arena-Hard"),
     "inspect-data": ("inspect_data", "what is in the data of a training, before training on it"),

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from dynamic_dpo.errors import ConfigError, DataError
 from dynamic_dpo.loops.plan import Stage, StageName
-from dynamic_dpo.rollouts.folder import differences
+from dynamic_dpo.utils.differences import differences
 from dynamic_dpo.utils.files import write_json
 from dynamic_dpo.utils.hashing import content_hash
 

@@ -6,7 +6,6 @@ with the difference. Labels and pairs may be made anew at any time; scores and v
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from dynamic_dpo.eval.records import PromptRecord
 from dynamic_dpo.rollouts.plan import Comparing, RolloutPlan
 from dynamic_dpo.rollouts.prompts import DrawnPrompts
 from dynamic_dpo.rollouts.samples import Samples
+from dynamic_dpo.utils.differences import differences
 
 # Where a model is says nothing about it; its files do.
 _PLACES = ("path", "revision", "adapter_of")
@@ -191,12 +191,3 @@ def label_identity(plan: RolloutPlan) -> Any:
     if isinstance(plan.labels, Comparing):
         return {"judge": dict(plan.labels.judging.identity)}
     return {"scorers": {name: dict(scorer.identity) for name, scorer in plan.labels.scorers.items()}}
-
-
-def differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
-    """Yield a line for each value that differs between two mappings, by its dotted path."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in sorted({*before, *now}):
-            yield from differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
-    elif before != now:
-        yield f"{path} was {before!r:.200}, is {now!r:.200}"

@@ -14,7 +14,7 @@ from dynamic_dpo.eval.generate.rows import left_out_row, output_row
 from dynamic_dpo.eval.generate.server import Asked, ServerEngine, UnanswerableError
 from dynamic_dpo.eval.records import PromptRecord
 from dynamic_dpo.utils.json_lines import JsonLinesFile
-from dynamic_dpo.utils.workers import Workers
+from dynamic_dpo.utils.parallel.workers import Workers
 
 logger = logging.getLogger("dynamic_dpo")
 

@@ -1,6 +1,6 @@
 """The threads of the judging stage: each takes a question, asks, and has the reply on the disk before the next.
 
-At a limit of the budget they admit nothing more; how they end together is in `dynamic_dpo.utils.workers`.
+At a limit of the budget they admit nothing more; how they end together is in `dynamic_dpo.utils.parallel.workers`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dynamic_dpo.eval.judging.ledger import InvalidReply, JudgeLedger, total
 from dynamic_dpo.eval.judging.questions import Question
 from dynamic_dpo.eval.judging.spending import BudgetMeter, Spending
 from dynamic_dpo.eval.records import JudgementRecord
-from dynamic_dpo.utils.workers import Workers
+from dynamic_dpo.utils.parallel.workers import Workers
 
 
 class JudgeWorkers:

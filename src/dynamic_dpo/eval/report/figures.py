@@ -119,11 +119,17 @@ def box_plot(
     return _drawing("box_plot")(ROW_HEIGHT, box, label)
 
 
-def frontier_plot(points: Sequence[FrontierPoint]) -> Markup:
+def frontier_plot(
+    points: Sequence[FrontierPoint],
+    x_name: str = "KL to the reference (nats)",
+    y_name: str = "reward",
+) -> Markup:
     """Draw checkpoints on the plane of KL and reward, the efficient ones filled and joined.
 
     Args:
         points: In the order of KL, as `reward_kl_frontier` gives them; at least one.
+        x_name: What the KL is called.
+        y_name: What the reward is.
     """
     xs = round_ticks([point.kl for point in points])
     ys = round_ticks([point.reward for point in points])
@@ -146,6 +152,8 @@ def frontier_plot(points: Sequence[FrontierPoint]) -> Markup:
             )
             for point in points
         ],
+        x_name,
+        y_name,
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dynamic_dpo.loops.children import command_line, run_child
+from dynamic_dpo.utils.parallel.children import command_line, run_child
 
 WAITS = """
 import os, pathlib, sys, time
@@ -20,7 +20,7 @@ time.sleep(60)
 """
 LOOP = """
 import sys
-from dynamic_dpo.loops.children import run_child
+from dynamic_dpo.utils.parallel.children import run_child
 from dynamic_dpo.utils.signals import Interrupted, stop_signals
 try:
     with stop_signals():

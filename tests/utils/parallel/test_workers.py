@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from dynamic_dpo.utils.workers import Workers
+from dynamic_dpo.utils.parallel.workers import Workers
 
 
 def test_every_item_is_worked_on_once_by_so_many_threads() -> None:

@@ -1,0 +1,1 @@
+"""Work side by side: commands as processes of their own, calls in threads."""
