@@ -29,8 +29,8 @@ from dynamic_dpo.methods import EpsilonDPO, EpsilonDPOConfig
 from helpers_evaluation import CountingJudge, write_config, write_hh_rows
 from tiny import VOCAB, random_pairs, training_arguments, word_tokenizer
 
-# What a clock, a folder's name or a library's release says is no result.
-NOT_COMPARED = ("runtime", "per_second", "seconds_left", "matmul_limit", "npy")
+# What a clock, a folder's name or a library's release says is no result; tokens were not counted then.
+NOT_COMPARED = ("runtime", "per_second", "seconds_left", "matmul_limit", "npy", "num_tokens")
 STOPPED_RUN = "paper"
 STOPPED_AT = 4
 # The weights that every run starts from: another processor draws others by a bit, and they identify the reference.
@@ -145,7 +145,9 @@ def end_of(trainer: PreferenceTrainer) -> dict[str, Any]:
     logs = run / "logs" / "margins"
     # How long a line is hangs on the name of its folder.
     state.pop("margin_log", None)
-    state["log"].pop("loss_total", None)  # Version 0.2 kept none.
+    # Version 0.2 kept neither.
+    state["log"].pop("loss_total", None)
+    state.pop("num_tokens_seen", None)
     trained = {n: w for n, w in trainer.model.named_parameters() if w.requires_grad}
     return {
         "log": [_timeless(entry) for entry in trainer.state.log_history if "loss" in entry],

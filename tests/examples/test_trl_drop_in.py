@@ -83,6 +83,7 @@ def test_both_scripts_make_the_same_steps(tmp_path: Path) -> None:
         for metric in ("loss", "grad_norm", "rewards/margins", "rewards/accuracies", "logps/chosen"):
             assert mine[metric] == pytest.approx(other[metric], rel=1e-4, abs=1e-5), metric
         assert mine["beta"] == 0.1
+        assert mine["num_tokens"] == other["num_tokens"]
     assert theirs[-1]["loss"] < theirs[0]["loss"] - 0.01
     # What one script's run leaves is a model for the other's.
     assert (tmp_path / "ours" / f"checkpoint-{STEPS}" / "model.safetensors").is_file()

@@ -687,6 +687,10 @@ def test_every_run_leaves_its_record(tmp_path: Path) -> None:
         "method": method.summary(),
         "optimizer_steps": 3,
         "pairs_seen": 24,
+        "tokens_seen": sum(
+            2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
+            for row in random_pairs(24)
+        ),
         "controller_updates": 6,
         "pairs_per_update": 4,
         "reference_computed": 24,

@@ -394,7 +394,9 @@ class PreferenceTrainer(ResumableTrainer):
     def complete_entry(self, logs: dict[str, float], start_time: float | None) -> dict[str, float]:
         """Add beta, the metrics gathered since the last entry, and what its steps cost, to a training entry."""
         if "loss" in logs:
-            logs = {**logs, "beta": self.method.beta, **self.whole_step.metrics.drain(self.accelerator)}
+            step = self.whole_step
+            metrics = step.metrics.drain(self.accelerator)
+            logs = {**logs, "num_tokens": step.num_tokens, "beta": self.method.beta, **metrics}
             logs |= self.cost.drain(self.state)
             if start_time is not None:
                 # The loop's own entry. It empties its sum by subtracting it from itself: one NaN would stay for the

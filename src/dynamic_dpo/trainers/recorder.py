@@ -120,6 +120,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
             "method": step.method.summary(),
             "optimizer_steps": trainer.state.global_step,
             "pairs_seen": step.num_pairs,
+            "tokens_seen": step.num_tokens,
             "controller_updates": step.num_updates,
             "pairs_per_update": self.pairs_per_update,
             "reference_computed": self.data.num_computed,

@@ -43,6 +43,7 @@ class WholeStep:
         metrics: Sums since the last log entry.
         num_updates: Controller updates so far.
         num_pairs: Pairs trained on so far, over all ranks.
+        num_tokens: Tokens of both sequences of these pairs; a prompt counts with each answer, as in TRL's log.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class WholeStep:
         self.freed_memory = FreedMemory()
         self.num_updates = 0
         self.num_pairs = 0
+        self.num_tokens = 0
 
     def run(self, model: nn.Module, pairs: PairBatch, *, step: int, on_update: OnUpdate) -> Tensor:
         """Form the gradient of one optimizer step and let the method learn from its controller batches.
@@ -81,7 +83,7 @@ class WholeStep:
             average, detached. Shape [].
         """
         self.guard.begin_step()
-        per_rank = self._pairs_of_ranks(len(pairs))
+        per_rank, num_tokens = self._counts_of_ranks(pairs)
         # Ranks' gradients are averaged: divided by the average, each pair of the step weighs the same.
         average = sum(per_rank) / len(per_rank)
         size = max(per_rank) if self.method.scope == "step" else self.device_batch
@@ -98,6 +100,7 @@ class WholeStep:
             # A NaN in one row is a NaN in every gradient: the step is left out, on every rank alike.
             model.zero_grad()
         self.num_pairs += sum(per_rank)
+        self.num_tokens += num_tokens
         return (total / average).float()
 
     def _controller_batch(
@@ -172,13 +175,14 @@ class WholeStep:
         dtype = torch.promote_types(self.policy.scorer.dtype, torch.float32)
         return torch.zeros(0, *width, dtype=dtype, device=self.accelerator.device)
 
-    def _pairs_of_ranks(self, mine: int) -> list[int]:
+    def _counts_of_ranks(self, pairs: PairBatch) -> tuple[list[int], int]:
+        """Return each rank's pairs of the step, and the tokens of all of them."""
+        parts = zip(pairs.prompts, pairs.chosen, pairs.rejected, strict=True)
+        mine = [len(pairs), sum(2 * len(prompt) + len(yes) + len(no) for prompt, yes, no in parts)]
         if self.accelerator.num_processes == 1:
-            return [mine]
-        counts: list[int] = self.accelerator.gather(
-            torch.tensor([mine], device=self.accelerator.device)
-        ).tolist()
-        return counts
+            return mine[:1], mine[1]
+        counts = self.accelerator.gather(torch.tensor([mine], device=self.accelerator.device))
+        return counts[:, 0].tolist(), int(counts[:, 1].sum())
 
     def _plan(self, batch: PairBatch) -> list[list[int]]:
         """Cut a controller batch into micro-batches; one that holds no pair stands for a pass of none."""

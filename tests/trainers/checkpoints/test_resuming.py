@@ -112,6 +112,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
     assert resumed.method.state_dict() == whole.method.state_dict()
     assert resumed.method.beta != 0.1
     assert (resumed.num_updates, resumed.num_pairs_seen) == (whole.num_updates, whole.num_pairs_seen)
+    assert resumed.whole_step.num_tokens == whole.whole_step.num_tokens > 0
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], weight), name
     for name in ("margins.jsonl", "controller.jsonl"):

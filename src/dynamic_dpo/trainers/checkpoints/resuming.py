@@ -112,6 +112,7 @@ class RunState(TrainerCallback):  # type: ignore[misc]
             "global_step": trainer.state.global_step,
             "num_updates": step.num_updates,
             "num_pairs_seen": step.num_pairs,
+            "num_tokens_seen": step.num_tokens,
             "num_ranks": trainer.args.world_size,
             "guard": step.guard.state_dict(),
             "method": step.method.state_dict(),
@@ -154,6 +155,7 @@ class RunState(TrainerCallback):  # type: ignore[misc]
         self.whole_step.method.load_state_dict(state["method"])
         self.whole_step.num_updates = int(state["num_updates"])
         self.whole_step.num_pairs = int(state["num_pairs_seen"])
+        self.whole_step.num_tokens = int(state.get("num_tokens_seen", 0))  # Version 0.2 kept none.
         self.whole_step.guard.load_state_dict(state["guard"])
         for log in self.margin_logs:
             log.resume_at(self.whole_step.num_updates)
