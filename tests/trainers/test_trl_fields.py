@@ -210,6 +210,7 @@ def test_a_named_model_is_loaded_as_the_arguments_say(
     for option, message in (
         ({"trust_remote_code": True}, "never run"),
         ({"device_map": "auto"}, "the trainer places the model"),
+        ({"weights_only": False}, "could then run code of its own"),
         ({"revision": "v2"}, r"model_init_kwargs\['revision'\] is 'v2', but .* is local"),
     ):
         with pytest.raises(ConfigError, match=message):

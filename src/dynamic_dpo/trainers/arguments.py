@@ -249,6 +249,11 @@ def model_options(args: Any, model: Any) -> dict[str, Any]:
     for name, why in refusals.items():
         if given.get(name):
             raise ConfigError(f"training argument model_init_kwargs[{name!r}]={given[name]!r}: {why}")
+    if given.get("weights_only") is False:
+        raise ConfigError(
+            "training argument model_init_kwargs['weights_only']=False: a file of weights could then run code of its "
+            "own when it is read. Leave it out, or save the model as safetensors first"
+        )
     return {name: value for name, value in given.items() if name not in refusals}
 
 
