@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 WORKERS ?= 2
 
-.PHONY: setup quickstart test test-slow test-served test-gpu coverage check lint types walls docs rooms bench bench-more bench-gpu experiment families torture clean
+.PHONY: setup quickstart test test-slow test-served test-gpu coverage check lint types walls docs rooms bench bench-more bench-gpu experiment after-training families torture clean
 
 setup: $(READY)
 
@@ -68,6 +68,10 @@ bench-more: $(READY)
 
 bench-gpu: $(READY)
 	$(BIN)/python benchmarks/gpu.py $(BENCH)
+
+# The table of docs/after_training.md, in a few minutes; goes on where it was interrupted.
+after-training: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.bandit.after_training $(EXPERIMENT)
 
 # The bandit of docs/results.md. Goes on where it was interrupted; EXPERIMENT="--quick" takes under two minutes.
 experiment: $(READY)

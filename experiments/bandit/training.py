@@ -7,7 +7,7 @@ Worlds and labels come from `world`; no method is known by name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
@@ -68,6 +68,7 @@ def train(
     data: Sequence[Pairs],
     seeds: Sequence[int],
     config: TrainingConfig,
+    on_policies: Callable[[int, list[Array]], None] = lambda update, policies: None,
 ) -> list[Trained]:
     """Train one policy per seed, from the reference on.
 
@@ -77,6 +78,7 @@ def train(
         data: Labelled pairs, one set a seed, all of one size.
         seeds: Decide the order of the pairs.
         config: How long and how fast.
+        on_policies: Told the updates made and the policies' log-probabilities at every recorded point.
 
     Returns:
         One result a seed, in the order given.
@@ -93,6 +95,7 @@ def train(
         forward = _forward(table, reference, rows[update], chosen[update], rejected[update], methods[0].needs)
         betas = _learn(methods, forward, optimizer)
         if update + 1 in record_at:
+            on_policies(update + 1, _policies(table))
             for trace, logps, world, beta in zip(traces, _policies(table), worlds, betas, strict=True):
                 trace.updates.append(update + 1)
                 trace.betas.append(beta)
