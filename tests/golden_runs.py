@@ -31,6 +31,7 @@ from tiny import VOCAB, random_pairs, training_arguments, word_tokenizer
 
 # What a clock, a folder's name or a library's release says is no result; tokens were not counted then.
 NOT_COMPARED = ("runtime", "per_second", "seconds_left", "matmul_limit", "npy", "num_tokens")
+NOT_COMPARED = (*NOT_COMPARED, "logratios/chosen", "logratios/rejected", "margins/zeros")
 STOPPED_RUN = "paper"
 STOPPED_AT = 4
 # The weights that every run starts from: another processor draws others by a bit, and they identify the reference.
@@ -148,6 +149,7 @@ def end_of(trainer: PreferenceTrainer) -> dict[str, Any]:
     # Version 0.2 kept neither.
     state["log"].pop("loss_total", None)
     state.pop("num_tokens_seen", None)
+    state["log"]["metrics"].pop("ratios", None)
     trained = {n: w for n, w in trainer.model.named_parameters() if w.requires_grad}
     return {
         "log": [_timeless(entry) for entry in trainer.state.log_history if "loss" in entry],

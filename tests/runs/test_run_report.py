@@ -97,6 +97,18 @@ def test_a_whole_run_gives_a_page_and_a_picture_of_each_kind(tmp_path: Path) -> 
     assert sorted(decoded) == sorted(picture.read_bytes() for picture in pictures)
 
 
+def test_alarms_stand_on_the_page(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert "alarms" not in Page(write_run_report(run)).text
+    sentence = "chosen answers have lost <b>1.25</b> nats a token"
+    write_lines(
+        run / "raised_alarms.jsonl", [{"name": "chosen_fall", "step": 20, "sentence": sentence}, {"step": 3}]
+    )
+    text = Page(write_run_report(run)).text
+    assert "The run raised alarms" in text
+    assert f"Step 20: {sentence}." in text
+
+
 def test_the_page_shows_what_the_run_cost(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     summary = json.loads((run / "run_summary.json").read_text())

@@ -68,6 +68,7 @@ def train_dpo(config: TrainingConfig) -> Any:
     from dynamic_dpo.models.sources import is_same_model, load_tokenizer
     from dynamic_dpo.models.trained_adapter import find_policy, gives_base_back, policy_fingerprint
     from dynamic_dpo.models.vocabulary import check_same_tokens
+    from dynamic_dpo.runs.alarms import AlarmConfig
     from dynamic_dpo.runs.margin_log import MarginLogConfig
     from dynamic_dpo.trainers.checkpoints.saved import save_and_check
     from dynamic_dpo.trainers.preference_trainer import PreferenceTrainer
@@ -118,6 +119,7 @@ def train_dpo(config: TrainingConfig) -> Any:
         resume_changed=section.resume_changed,
         reference_sync=config.read(ReferenceSync),
         keep_best=config.keep_best(),
+        alarms=config.read(AlarmConfig),
         pair_sets={name: figures["first_row"] for name, figures in prepared.report.get("sets", {}).items()},
     )
     if is_first_rank():

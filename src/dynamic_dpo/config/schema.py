@@ -17,6 +17,7 @@ from dynamic_dpo.config.passthrough import check_passthrough, training_argument_
 from dynamic_dpo.config.phrases import given
 from dynamic_dpo.config.problems import describe_problems, known_paths, nearest
 from dynamic_dpo.config.sections.controller import (
+    AlarmsSection,
     BetaUpdateSection,
     MarginLogSection,
     MonitorSection,
@@ -99,6 +100,7 @@ class TrainingConfig(_WithMethods):
     objective: ObjectiveSection = Field(default_factory=ObjectiveSection)
     reference_sync: ReferenceSyncSection = Field(default_factory=ReferenceSyncSection)
     margin_log: MarginLogSection = Field(default_factory=MarginLogSection)
+    alarms: AlarmsSection = Field(default_factory=AlarmsSection)
     engine: EngineSection = Field(default_factory=EngineSection)
     peft: PeftSection | None = Field(default=None)
     rollout: RolloutSection = Field(default_factory=RolloutSection)

@@ -26,6 +26,9 @@ MARGINS: Final = "margins.jsonl"
 CONTROLLER: Final = "controller.jsonl"
 """In the margin log: the method's reading, one line a controller update."""
 
+ALARMS: Final = "raised_alarms.jsonl"
+"""The alarms that the run's log has raised, one a line."""
+
 CHECKPOINT_PREFIX: Final = "checkpoint-"
 """A checkpoint's folder is called this and the number of its step, as the Hugging Face trainer has it."""
 

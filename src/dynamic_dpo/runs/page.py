@@ -15,6 +15,7 @@ from dynamic_dpo.errors import DataError
 from dynamic_dpo.pages.shapes import (
     Chip,
     Output,
+    alarm,
     key_figures,
     made_with,
     page,
@@ -88,7 +89,7 @@ def write_run_report(
         title or f"Run {run.folder.resolve().name}",
         _subtitle(run),
         # The page from top to bottom.
-        [_figures(table or {}, run), _pictures(plots), _samples(samples or ()), _details(run)],
+        [_alarms(run), _figures(table or {}, run), _pictures(plots), _samples(samples or ()), _details(run)],
         links=_addresses(links or {}, target.parent),
     )
     return write_text(target, html)
@@ -106,6 +107,15 @@ def _subtitle(run: RunRecord) -> str:
     parts = [f"method {method.get('name', 'unknown')}"]
     parts += [f"{key} {method[key]}" for key in ("mode", "scope") if method.get(key)]
     return ", ".join(parts)
+
+
+def _alarms(run: RunRecord) -> Markup:
+    sentences = [
+        f"Step {record.get('step', '?')}: {record['sentence']}."
+        for record in run.alarms
+        if "sentence" in record
+    ]
+    return alarm("The run raised alarms", sentences) if sentences else NOTHING
 
 
 def _figures(table: Mapping[str, object], run: RunRecord) -> Markup:

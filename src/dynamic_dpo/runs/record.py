@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from dynamic_dpo.errors import DataError
 from dynamic_dpo.runs.files import (
+    ALARMS,
     CHECKPOINT_PREFIX,
     CONTROLLER,
     MARGIN_LOG_FOLDER,
@@ -33,6 +34,7 @@ class RunRecord(NamedTuple):
         history: The trainer's log, one object per report.
         margins: Statistics of the margins, one object per controller update.
         controller: The controller's readings, one object per update; empty for a fixed beta.
+        alarms: The alarms of the log, one object each.
     """
 
     folder: Path
@@ -40,6 +42,7 @@ class RunRecord(NamedTuple):
     history: list[Record]
     margins: list[Record]
     controller: list[Record]
+    alarms: list[Record]
 
     def series(self, part: str, key: str) -> list[float]:
         """Return one number of every object of a part, NaN where it is missing or null.
@@ -80,7 +83,7 @@ def read_run(run_dir: str | Path) -> RunRecord:
         raise DataError(
             f"{folder}: log_history in {TRAINER_STATE} must be a list, got {type(history).__name__}"
         )
-    return RunRecord(folder, summary, history, margins, controller)
+    return RunRecord(folder, summary, history, margins, controller, _lines(folder / ALARMS))
 
 
 def as_number(value: object) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +49,13 @@ def pair_metrics(forward: PairForward, control: Control) -> Tensor:
     )
 
 
+def token_logratios(forward: PairForward) -> Tensor:
+    """Return each pair's log-ratios of policy and reference, chosen and rejected, nats a token. Shape [B, 2]."""
+    chosen = (forward.policy_chosen_logps - forward.ref_chosen_logps) / forward.chosen_lengths
+    rejected = (forward.policy_rejected_logps - forward.ref_rejected_logps) / forward.rejected_lengths
+    return torch.stack([chosen, rejected], dim=1).detach()
+
+
 class MetricSums:
     """Adds up pair metrics between two log entries; one reduction over ranks when they are read.
 
@@ -61,6 +68,8 @@ class MetricSums:
         self._set_names = list(pair_sets or {})
         self._set_starts = torch.tensor(list((pair_sets or {}).values()), dtype=torch.long)
         self._sums: Tensor | None = None
+        # Of log-ratios a token, where the method has a reference: chosen, rejected, and the number of pairs.
+        self._ratios: Tensor | None = None
         self._margins: list[Tensor] = []
         self._rows: list[Tensor] = []
         self._latest: dict[str, float] = {}
@@ -69,6 +78,11 @@ class MetricSums:
         """Add pair metrics of shape [B, 7] or [B, 8]; no synchronisation with the device."""
         counted = torch.cat([values.sum(0), values.new_full((1,), len(values))]).double()
         self._sums = counted if self._sums is None else self._sums + counted
+
+    def add_ratios(self, values: Tensor) -> None:
+        """Add log-ratios a token, chosen and rejected, of shape [B, 2]; no synchronisation with the device."""
+        counted = torch.cat([values.sum(0), values.new_full((1,), len(values))]).double()
+        self._ratios = counted if self._ratios is None else self._ratios + counted
 
     def add_update(self, margins: Tensor, rows: Tensor, reading: dict[str, float]) -> None:
         """Add one controller update: all ranks' margins and their rows (CPU, shape [N]) and the method's reading."""
@@ -82,11 +96,19 @@ class MetricSums:
 
         Without it the first entry after a resume would be the mean of a part of its steps.
         """
-        sums = self._sums if self._sums is not None else torch.zeros(0, device=accelerator.device)
-        per_rank = gather_ragged(accelerator, sums.double()[None]).cpu().tolist()
+        per_rank, ratios = (
+            gather_ragged(
+                accelerator,
+                (sums if sums is not None else torch.zeros(0, device=accelerator.device)).double()[None],
+            )
+            .cpu()
+            .tolist()
+            for sums in (self._sums, self._ratios)
+        )
         margins = torch.cat(self._margins).tolist() if self._margins else []
         return {
             "sums": [[_to_json(value) for value in row] for row in per_rank],
+            "ratios": [[_to_json(value) for value in row] for row in ratios],
             "margins": [_to_json(value) for value in margins],
             **({"rows": torch.cat(self._rows).tolist() if self._rows else []} if self._set_names else {}),
             "latest": {key: _to_json(value) for key, value in self._latest.items()},
@@ -94,16 +116,9 @@ class MetricSums:
 
     def load_state_dict(self, state: dict[str, Any], accelerator: Any) -> None:
         """Restore what `state_dict` gave; with another number of ranks the first one takes all."""
-        rows = [[float(value) for value in row] for row in state["sums"]]
-        width = len(rows[0]) if rows else 0
-        self._sums = None
-        if width:
-            table = torch.tensor(rows, dtype=torch.float64, device=accelerator.device)
-            if len(rows) == accelerator.num_processes:
-                self._sums = table[accelerator.process_index]
-            else:
-                whole = table.sum(0)
-                self._sums = whole if accelerator.is_main_process else torch.zeros_like(whole)
+        self._sums = _of_this_rank(state["sums"], accelerator)
+        # Checkpoints of earlier versions have none.
+        self._ratios = _of_this_rank(state.get("ratios", []), accelerator)
         margins = [float(value) for value in state["margins"]]
         self._margins = [torch.tensor(margins, dtype=torch.float32)] if margins else []
         seen = [int(row) for row in state.get("rows", [])]
@@ -117,8 +132,12 @@ class MetricSums:
             *totals, count = accelerator.reduce(self._sums.float(), reduction="sum").tolist()
             names = (*PAIR_METRICS, ROUTER_METRIC)[: len(totals)]
             metrics = {name: total / count for name, total in zip(names, totals, strict=True)}
+        if self._ratios is not None:
+            chosen, rejected, count = accelerator.reduce(self._ratios.float(), reduction="sum").tolist()
+            metrics |= {"logratios/chosen": chosen / count, "logratios/rejected": rejected / count}
         if self._margins:
             margins = torch.cat(self._margins).float()
+            metrics["margins/zeros"] = float((margins == 0.0).float().mean())
             finite = margins[torch.isfinite(margins)]
             if finite.numel():
                 low, median, high = torch.quantile(finite[-(2**24) :], torch.tensor([0.1, 0.5, 0.9])).tolist()
@@ -126,7 +145,8 @@ class MetricSums:
                 metrics["margins/std"] = float(finite.std(correction=0))
             metrics |= self._by_set(margins)
         metrics |= self._latest
-        self._sums, self._margins, self._rows, self._latest = None, [], [], {}
+        self._sums = self._ratios = None
+        self._margins, self._rows, self._latest = [], [], {}
         return metrics
 
     def _by_set(self, margins: Tensor) -> dict[str, float]:
@@ -141,6 +161,18 @@ class MetricSums:
             if own.numel():
                 found[f"margins_by_set/{name}"] = float(own.mean())
         return found
+
+
+def _of_this_rank(per_rank: Sequence[Sequence[float | str]], accelerator: Any) -> Tensor | None:
+    """Return this rank's row of a checkpoint's table, ``None`` if it is empty."""
+    rows = [[float(value) for value in row] for row in per_rank]
+    if not rows or not rows[0]:
+        return None
+    table = torch.tensor(rows, dtype=torch.float64, device=accelerator.device)
+    if len(rows) == accelerator.num_processes:
+        return table[accelerator.process_index]
+    whole = table.sum(0)
+    return whole if accelerator.is_main_process else torch.zeros_like(whole)
 
 
 def _to_json(value: float) -> float | str:

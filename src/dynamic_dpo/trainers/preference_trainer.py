@@ -29,6 +29,7 @@ from dynamic_dpo.methods.base import PreferenceMethod
 from dynamic_dpo.methods.objective import ReferenceSync
 from dynamic_dpo.methods.settings import MAX_NONFINITE
 from dynamic_dpo.models.adapters import find_adapter
+from dynamic_dpo.runs.alarms import AlarmConfig
 from dynamic_dpo.runs.keep_best import KeepBest
 from dynamic_dpo.runs.margin_log import MarginLogConfig
 from dynamic_dpo.runs.model_card import TAGS, model_card
@@ -57,6 +58,7 @@ from dynamic_dpo.trainers.referenced_data import MAX_QUARANTINED, ReferencedData
 from dynamic_dpo.trainers.resumable_trainer import ResumableTrainer
 from dynamic_dpo.trainers.sharding import same_number_of_batches
 from dynamic_dpo.trainers.step_shares import share_steps
+from dynamic_dpo.trainers.watch.alarming import RunAlarms
 from dynamic_dpo.trainers.watch.cost import RunCost
 from dynamic_dpo.trainers.whole_step import WholeStep
 from dynamic_dpo.utils.files import write_text
@@ -96,6 +98,7 @@ class PreferenceTrainer(ResumableTrainer):
             the adapter as it was.
         run_config: The run's whole configuration, to be hashed into its record.
         reference_sync: How the reference follows the policy; by default as a `trl.DPOConfig` says, else not.
+        alarms: What in the run's log raises an alarm, and what follows.
         pair_sets: Name of each set that the pairs are a mixture of, to its first row; their margins are logged apart.
         resume_changed: Whether a run may go on from a checkpoint that other settings or other data have made.
         keep_best: By which evaluations the weights are chosen that the run ends with, and when it ends; by default as
@@ -140,6 +143,7 @@ class PreferenceTrainer(ResumableTrainer):
         run_config: dict[str, Any] | None = None,
         resume_changed: bool = False,
         reference_sync: ReferenceSync | None = None,
+        alarms: AlarmConfig | None = None,
         pair_sets: Mapping[str, int] | None = None,
         keep_best: KeepBest | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
@@ -238,6 +242,7 @@ class PreferenceTrainer(ResumableTrainer):
             if margin_log
             else []
         )
+        self.alarms = RunAlarms(alarms)
         self.cost = RunCost(self.policy, method.needs, self.accelerator)
         self.recorder = RunRecorder(
             self,
@@ -259,6 +264,7 @@ class PreferenceTrainer(ResumableTrainer):
         )
         self.add_callback(self.cost)
         self.add_callback(self.recorder)
+        self.add_callback(self.alarms)
         self.add_callback(self.run_state)
         self.moving_reference = MovingReference(self.policy, self.reference_sync)
         if self.policy.moves_reference:
@@ -483,8 +489,8 @@ class PreferenceTrainer(ResumableTrainer):
             self.moving_reference.load(folder)
 
     def reason_to_stop(self) -> str | None:
-        """Return why the method wants the run to end, if it does."""
-        return self.method.stop_reason
+        """Return why the method, or an alarm, wants the run to end, if one does."""
+        return self.method.stop_reason or self.alarms.stop_reason
 
     def create_model_card(
         self,

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from dynamic_dpo.engine.rows import PairBatch, scored_lengths
 from dynamic_dpo.methods.base import Control, PreferenceMethod
 from dynamic_dpo.trainers.guards import MarginGuard
-from dynamic_dpo.trainers.metrics import PAIR_METRICS, MetricSums, gather_ragged, pair_metrics
+from dynamic_dpo.trainers.metrics import (
+    PAIR_METRICS,
+    MetricSums,
+    gather_ragged,
+    pair_metrics,
+    token_logratios,
+)
 from dynamic_dpo.trainers.policy import PolicyAndReference
 from dynamic_dpo.trainers.sharding import most_of_ranks
 from dynamic_dpo.trainers.whole_batch import gathered, values_of
@@ -122,6 +128,8 @@ class WholeStep:
                     self.accelerator.backward(nothing)
                     width = len(PAIR_METRICS) + (self.policy.scorer.router is not None)
                     self.metrics.add_pairs(nothing.new_zeros(0, width))
+                    if method.needs.reference:
+                        self.metrics.add_ratios(nothing.new_zeros(0, 2))
                     continue
                 with self.accelerator.autocast():
                     forward = self.policy.forward(model, batch.select(microbatch), method.needs)
@@ -140,6 +148,8 @@ class WholeStep:
             seen.append(torch.stack([forward.margins.detach(), evidence], dim=1))
             loss_sum = loss_sum + losses.detach().sum()
             self.metrics.add_pairs(pair_metrics(forward, decided))
+            if method.needs.reference:
+                self.metrics.add_ratios(token_logratios(forward))
             self.freed_memory.check()
         return loss_sum, in_order(seen, plan)
 

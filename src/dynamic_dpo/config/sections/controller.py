@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 from dynamic_dpo.config.base import refuse_fault
 from dynamic_dpo.config.from_settings import settings_section
 from dynamic_dpo.methods.risk.config import RiskConfig
+from dynamic_dpo.runs.alarms import AlarmConfig
 from dynamic_dpo.runs.margin_log import MarginLogConfig
 from dynamic_dpo.utils.names import folder_fault, relative_path_fault
 
@@ -31,6 +32,10 @@ class MonitorSection(settings_section("monitor", RiskConfig)):  # type: ignore[m
     def _off_without_quotes(cls, value: object) -> object:
         # YAML 1.1 reads a bare off as false.
         return "off" if value is False else value
+
+
+class AlarmsSection(settings_section("alarms", AlarmConfig)):  # type: ignore[misc]
+    """train-dpo: what in the log of a run raises an alarm; docs/watching.md says what each means."""
 
 
 class MarginLogSection(settings_section("margin_log", MarginLogConfig)):  # type: ignore[misc]
