@@ -29,6 +29,7 @@ from helpers_ranks import SECONDS, launched
 from overfitting import EVALUATED_EVERY, evaluations, lawful_pairs, overfitting_run
 from tiny import tiny_llama, word_tokenizer
 from torture.boundaries import KEEPING, strike
+from torture.tiny_run import NOT_COMPARED
 
 
 def lora() -> LoraConfig:
@@ -152,13 +153,12 @@ RUN: dict[str, Any] = {
 
 def end_of(trainer: PreferenceTrainer) -> dict[str, Any]:
     """Return all that a run has come to."""
-    timed = ("runtime", "per_second")
     assert trainer.best_weights is not None
     return {
         "weights": {name: value.tolist() for name, value in trainer.model.state_dict().items()},
         "best": trainer.best_weights.best.state_dict(),
         "history": [
-            {key: value for key, value in entry.items() if not key.endswith(timed)}
+            {key: value for key, value in entry.items() if not key.endswith(NOT_COMPARED)}
             for entry in trainer.state.log_history
         ],
         "step": trainer.state.global_step,
