@@ -154,8 +154,8 @@ class PreferenceTrainer(ResumableTrainer):
         given = args if args is not None else default_arguments()
         if not self.reads_loss_arguments:
             refuse_loss_arguments(given)
-        keep_best, callbacks = keep_best_of(given, callbacks, keep_best)
         args, self.step_shape = whole_step_arguments(given)
+        keep_best, callbacks = keep_best_of(given, callbacks, keep_best)
         self.pairs_per_update = pairs_per_update(method.scope, given)
         self.truncation = truncation or truncation_of(given)
         self.method = method
