@@ -102,7 +102,10 @@ def test_losses_margins_and_weights_agree_over_the_layouts(tmp_path: Path, metho
         weights = torch.cat([weight.detach().flatten() for weight in trainer.model.parameters()])
         found[layout] = torch.tensor(losses), weights
     for layout in ("shared", "plain"):
-        torch.testing.assert_close(found[layout], found["packed"], rtol=1e-5, atol=1e-5)
+        (losses, weights), (own_losses, own_weights) = found[layout], found["packed"]
+        torch.testing.assert_close(losses, own_losses, rtol=1e-5, atol=1e-5)
+        # AdamW divides by the root of tiny second moments: there rounding is the whole of a step.
+        torch.testing.assert_close(weights, own_weights, rtol=1e-5, atol=5e-5)
 
 
 def test_a_mask_that_leaves_nothing_out_changes_no_bit(tmp_path: Path) -> None:
