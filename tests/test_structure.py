@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import grimp
@@ -55,3 +56,15 @@ def test_no_two_test_files_share_a_name() -> None:
     # pytest imports them by name alone.
     names = [path.name for path in Path(TESTS).rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))
+
+
+def test_no_test_is_a_race_against_the_clock() -> None:
+    # A machine under load would decide. Speed is shown by a benchmark; what never ends, by a bound far away.
+    race = re.compile(r"assert .*(?:time|counter|monotonic)(?:_ns)?\(\) - \w+ < ([0-9._]+)$", re.MULTILINE)
+    assert race.findall("    assert time.process_time() - start < 5.0\n") == ["5.0"]
+    found = {
+        str(path.relative_to(TESTS)): bounds
+        for path in Path(TESTS).rglob("test_*.py")
+        if (bounds := [bound for bound in race.findall(path.read_text()) if float(bound) < 10])
+    }
+    assert found == {}
