@@ -13,6 +13,7 @@ from experiments.bandit.arms import BEST, CONTROL, GIVEN
 from experiments.bandit.comparison import Difference, Results, compare
 from experiments.bandit.pictures import draw_betas, draw_regrets
 from experiments.bandit.world import draw_world, measure, optimal_logps
+from experiments.pages import p_text, replace_block, table
 
 from dynamic_dpo.utils.files import write_text
 
@@ -41,33 +42,13 @@ def write_page(results: Results, short_memory: Results, docs: Path) -> list[Path
         "full": full_tables(results, differences),
         "memory": summary_table(short_memory, compare(short_memory)),
     }.items():
-        text = replace_block(text, name, block)
+        text = replace_block(text, f"bandit:{name}", block)
     pictures = docs / "images"
     return [
         write_text(page, text),
         draw_regrets(results, pictures / "bandit-regret.png"),
         draw_betas(results, pictures / "bandit-beta.png"),
     ]
-
-
-def replace_block(text: str, name: str, block: str) -> str:
-    """Return a page with what lies between the markers of ``name`` replaced.
-
-    Raises:
-        ValueError: If the page has no such markers.
-
-    Example:
-        >>> replace_block("a <!-- bandit:x -->old<!-- bandit:end --> b", "x", "new").split()
-        ['a', '<!--', 'bandit:x', '-->', 'new', '<!--', 'bandit:end', '-->', 'b']
-    """
-    begin, end = f"<!-- bandit:{name} -->", "<!-- bandit:end -->"
-    before, found, rest = text.partition(begin)
-    _, ended, after = rest.partition(end)
-    if not (found and ended):
-        raise ValueError(
-            f"the page has no block between {begin} and {end}: put both where the figures belong"
-        )
-    return f"{before}{begin}\n\n{block.strip()}\n\n{end}{after}"
 
 
 def setting_lines(results: Results) -> str:
@@ -108,7 +89,7 @@ def summary_table(results: Results, differences: Differences) -> str:
         ["*at step*", *(f"*{step}*" for step, _ in stopped)],
         ["*DPO's best beta*", *(f"*{results.best_betas[condition]:g}*" for condition in conditions)],
     ]
-    return _table(["Mean regret", *conditions], rows)
+    return table(["Mean regret", *conditions], rows)
 
 
 def stopped_early(results: Results, condition: str) -> tuple[int, float]:
@@ -144,7 +125,7 @@ def full_tables(results: Results, differences: Differences) -> str:
                 ]
             )
         head = ["Arm", "Regret", *(f"Against {other}" for other in (GIVEN, BEST, CONTROL)), "KL", "Accuracy"]
-        parts.append(f"### {condition}\n\n{_table([*head, 'Last beta'], rows)}")
+        parts.append(f"### {condition}\n\n{table([*head, 'Last beta'], rows)}")
     return "\n\n".join(parts)
 
 
@@ -157,11 +138,5 @@ def _mark(difference: Difference | None) -> str:
 def _difference(difference: Difference | None) -> str:
     if difference is None:
         return "–"
-    p = "< .001" if difference.p_value < 0.001 else f"{difference.p_value:.3f}".lstrip("0")
     mean = f"{difference.mean:+.4f}".replace("-", "−")
-    return f"{mean} ({difference.num_better}, {p})"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    ruler = ["---", *(["---:"] * (len(head) - 1))]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ruler, *rows))
+    return f"{mean} ({difference.num_better}, {p_text(difference.p_value)})"

@@ -19,7 +19,7 @@ DPI = 150
 
 def draw_regrets(results: Results, path: Path) -> Path:
     """Write each arm's regret less that of DPO at the given beta, in per cent of it, by condition."""
-    plt = _pyplot()
+    plt = pyplot()
     conditions = list(results.lines)
     arms = [arm for arm in results.lines[conditions[0]] if arm != GIVEN]
     relative = np.array(
@@ -44,12 +44,12 @@ def draw_regrets(results: Results, path: Path) -> Path:
     axes.tick_params(labelsize=9, length=0)
     axes.set_title("Regret against DPO at the given beta (blue: less)", color=INK, fontsize=11)
     figure.colorbar(image, ax=axes, label="%", shrink=0.6, extend="both")
-    return _write(figure, path)
+    return write_figure(figure, path)
 
 
 def draw_betas(results: Results, path: Path) -> Path:
     """Write beta (median of seeds) and regret (mean) over training, on the cleanest and the noisiest labels."""
-    plt = _pyplot()
+    plt = pyplot()
     plain = [condition for condition in results.plan.conditions if not condition.heterogeneous]
     noisiest = max(plain, key=lambda condition: condition.noise)
     cleanest = min(
@@ -77,10 +77,11 @@ def draw_betas(results: Results, path: Path) -> Path:
         above.set(title=condition, yscale="log", ylabel="beta")
         below.set(xlabel="steps", ylabel="regret")
     grid[0, 0].legend(fontsize=8, frameon=False)
-    return _write(figure, path)
+    return write_figure(figure, path)
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """Return matplotlib's drawing, for files alone."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -89,7 +90,8 @@ def _pyplot() -> Any:
     return plt
 
 
-def _write(figure: Any, path: Path) -> Path:
+def write_figure(figure: Any, path: Path) -> Path:
+    """Write a figure to a file, close it and return the file."""
     import matplotlib.pyplot as plt
 
     path.parent.mkdir(parents=True, exist_ok=True)

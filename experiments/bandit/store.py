@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from experiments.bandit.arms import Arm, Condition
 from experiments.bandit.training import TrainingConfig, train
 from experiments.bandit.world import WorldConfig, draw_pairs, draw_world, flip_rates
+from experiments.record import Record
 
 # Raised when what a cell computes changes, so that no old line passes for a new one.
 VERSION = 1
@@ -65,41 +64,12 @@ class Cell:
         }
 
 
-class Store:
-    """Lines by key, in a file that is only ever appended to.
-
-    Args:
-        path: The file; made, with its folder, at the first line.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.lines: dict[str, dict[str, Any]] = {}
-        if path.exists():
-            for text in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    line = json.loads(text)
-                except json.JSONDecodeError:
-                    continue  # the line that an interruption cut off
-                self.lines[line["key"]] = line
+class Store(Record):
+    """The lines of an experiment's cells."""
 
     def result(self, cell: Cell) -> dict[str, Any]:
         """Return the cell's line, computed and written if it is not there yet."""
-        if cell.key not in self.lines:
-            line = cell.compute()
-            self._append(json.dumps(line, ensure_ascii=False))
-            # As it would be read again: tuples are lists, so that a resumed experiment sees the same.
-            self.lines[cell.key] = json.loads(json.dumps(line))
-        return self.lines[cell.key]
-
-    def _append(self, text: str) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # A line that was cut off has no end: the new one must not be glued to it.
-        torn = self.path.exists() and self.path.read_bytes()[-1:] not in (b"", b"\n")
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(("\n" if torn else "") + text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        return self.line(cell.key, cell.compute)
 
 
 def _rounded(values: Any) -> list[float]:

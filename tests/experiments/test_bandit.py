@@ -30,7 +30,6 @@ from experiments.bandit.comparison import (
 )
 from experiments.bandit.page import (
     full_tables,
-    replace_block,
     setting_lines,
     stopped_early,
     summary_table,
@@ -52,6 +51,7 @@ from experiments.bandit.world import (
     pair_law,
     regret_and_kl,
 )
+from experiments.pages import replace_block
 
 SMALL = WorldConfig(num_contexts=4, num_actions=5)
 SHORT = TrainingConfig(num_updates=40, batch_size=16, num_points=4)
@@ -414,7 +414,7 @@ def test_the_page_is_written_between_its_markers(results: Results, tmp_path: Pat
     assert len(pictures) == 2
     assert all(path.read_bytes()[1:4] == b"PNG" for path in pictures)
     with pytest.raises(ValueError, match="bandit:other"):
-        replace_block(text, "other", "x")
+        replace_block(text, "bandit:other", "x")
 
 
 def test_the_command_runs_resumes_and_prints_the_table(
