@@ -20,6 +20,7 @@ PARTS = (
     "training",
     "reference_pass",
     "sweep",
+    "sweep_command",
     "overhead",
     "saturation",
     "memory",

@@ -21,6 +21,7 @@ from datasets import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynamic_dpo.engine.rows import PairBatch, shared_rows
+from helpers_loops import save_model
 from places import ROOT
 
 FOLDER = ROOT / "benchmarks"
@@ -433,3 +434,15 @@ def test_a_sweep_scores_the_reference_once_on_both_sides(tmp_path: Path) -> None
         "trl": 1,
         "trl-uncached": 2,
     }
+
+
+@pytest.mark.slow
+def test_the_command_of_a_sweep_is_timed_with_its_one_reference_pass(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model")
+    shared = ["--model", model, "--pairs", "30", "--out", str(tmp_path)]
+    shared += ["--betas", "0.1,0.5", "--rates", "1e-4", "dataset.quarantine_max_share=0.5"]
+    script("sweep_command").main(shared)
+    found = json.loads((tmp_path / "sweep_command.json").read_text())
+    assert found["reference_passes"] == 1
+    assert 0 < found["training_seconds"] + found["reference_seconds"] < found["total_seconds"]
+    assert "| trainings " in (tmp_path / "sweep_command.md").read_text()

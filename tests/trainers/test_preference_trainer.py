@@ -706,6 +706,7 @@ def test_every_run_leaves_its_record(tmp_path: Path) -> None:
     assert {key: summary[key] for key in expected} == expected
     assert summary["pairs_per_second"] == pytest.approx(24 / summary["training_seconds"])
     assert 0 < summary["training_seconds"] < summary["wall_seconds"]
+    assert 0 < summary["reference_seconds"] < summary["wall_seconds"]
     assert summary["peak_memory_bytes"] > 1e7
     assert {"python", "torch", "transformers", "dynamic-dpo"} <= summary["versions"].keys()
     assert len(summary["config_hash"]) == 64

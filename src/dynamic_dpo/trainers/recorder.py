@@ -125,6 +125,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
             "pairs_per_update": self.pairs_per_update,
             "reference_computed": self.data.num_computed,
             "reference_reused": self.data.num_reused,
+            "reference_seconds": self.data.reference_seconds,
             "nonfinite_margins": step.guard.num_nonfinite,
             "nonfinite_gradients": step.guard.num_bad_gradients,
             "beta_final": step.method.beta,

@@ -6,6 +6,7 @@ columns of the data set.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from itertools import repeat
 from typing import Any
@@ -62,6 +63,7 @@ class ReferencePass:
     Attributes:
         num_computed: Pairs scored so far.
         num_reused: Pairs found in the store so far.
+        seconds: Spent on scoring so far.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class ReferencePass:
         self.show_progress = show_progress
         self.num_computed = 0
         self.num_reused = 0
+        self.seconds = 0.0
 
     def attach(self, dataset: Any, *, name: str, may_score: bool = True) -> Any:
         """Return ``dataset`` with the columns ``ref_chosen_logps`` and ``ref_rejected_logps``.
@@ -106,7 +109,9 @@ class ReferencePass:
                 f"this evaluation set has {len(missing)} of {len(keys)} pairs without reference log-probabilities "
                 "and the reference is gone: give it to the trainer as eval_dataset, or pass ref_model as a model"
             )
+        begun = time.perf_counter()
         self._compute(dataset, keys, missing, name)
+        self.seconds += time.perf_counter() - begun
         values = [self.store[key][:2] for key in keys] if self.accelerator.is_main_process else None
         columns = np.array(self._broadcast(values), np.float64).reshape(-1, 2)
         self.num_computed += len(missing)

@@ -57,6 +57,11 @@ class ReferencedData:
         """Pairs whose log-probabilities under the reference were known already."""
         return self.reference_pass.num_reused if self.reference_pass else 0
 
+    @property
+    def reference_seconds(self) -> float:
+        """What scoring with the reference has taken."""
+        return self.reference_pass.seconds if self.reference_pass else 0.0
+
     def prepare(self, dataset: Any) -> Any:
         """Return a data set, or each of a dict of them, as tokenised pairs; see `prepare_pairs`."""
         if isinstance(dataset, dict):
