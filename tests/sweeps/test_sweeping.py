@@ -167,6 +167,49 @@ def test_a_killed_sweep_ends_with_the_same_table(whole: Path, model: str, tmp_pa
     assert without_times(summary_of(tmp_path)) == reference
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_sweep_of_eight_killed_ten_times_at_random_ends_with_the_same_table(
+    model: str, tmp_path: Path
+) -> None:
+    grid = ("beta_update.beta_0=.05,.1,.3,.5", "dpo_training.learning_rate=1e-4,1e-3")
+    begun = time.monotonic()
+    (tmp_path / "once").mkdir()
+    assert sweep.main(command_of(tmp_path / "once", write_config(tmp_path / "once", model), *grid)) == 0
+    took = time.monotonic() - begun
+    (tmp_path / "killed").mkdir()
+    config = write_config(tmp_path / "killed", model)
+    words = [
+        sys.executable,
+        "-m",
+        "dynamic_dpo.cli.main",
+        "sweep",
+        *command_of(tmp_path / "killed", config, *grid),
+    ]
+    draw, kills, process = random.Random(0), 0, None
+    while kills < 10:
+        process = subprocess.Popen(
+            words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ
+        )
+        try:
+            process.wait(timeout=draw.uniform(0.05, 0.25) * took)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+        else:
+            assert process.returncode == 0
+            break
+    # Each start gets a part of the whole, so that it cannot be over before most of the kills.
+    assert kills >= 5
+    assert sweep.main(words[4:]) == 0
+    once, killed = (without_times(summary_of(tmp_path / name)) for name in ("once", "killed"))
+    assert killed == once
+    assert len(once) == 8
+    # One of them may have died in the middle of the reference pass; what it had scored was kept.
+    assert sum(run["reference_computed"] for run in summary_of(tmp_path / "killed")["runs"]) <= NUM_PAIRS
+
+
 def test_several_at_once_score_the_reference_once_and_write_what_they_print(
     model: str, tmp_path: Path
 ) -> None:
