@@ -103,6 +103,7 @@ class JudgementRecord(_Record):
         prompt_tokens: Tokens of all attempts; 0 where the judge counts none.
         completion_tokens: The same of the replies.
         cost: Money by the price table; 0 without one.
+        strong: Whether the judge called the winner much better, where its labels tell that apart.
     """
 
     key: str
@@ -118,6 +119,7 @@ class JudgementRecord(_Record):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float = 0.0
+    strong: bool = False
 
     @property
     def winner(self) -> str | None:

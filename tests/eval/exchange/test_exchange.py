@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -304,10 +305,16 @@ def arena(**fields: Any) -> dict[str, Any]:
     }
 
 
-def test_strong_labels_are_wins_like_others(tmp_path: Path) -> None:
+def test_strong_labels_are_strong_wins_and_stay_so_on_the_way_back(tmp_path: Path) -> None:
     path = stored(tmp_path / "new.jsonl", json.dumps(arena()) + "\n\n")
     first, second = import_arena_hard_judgements(path)
-    assert (first.winner, second.winner) == ("old", "new")
+    assert [(record.winner, record.strong) for record in (first, second)] == [("old", True), ("new", True)]
+    weak = replace(second, verdict="B", strong=False)
+    prompt = PromptRecord("u", BIKE.messages)
+    back = export_arena_hard_judgements(
+        tmp_path / "back.jsonl", [prompt], [first, weak], model="new", baseline="old", judge="gpt"
+    )
+    assert [game["score"] for game in json.loads(back.read_text())["games"]] == ["A>>B", "B>A"]
 
 
 def test_the_first_version_needs_the_baselines_name(tmp_path: Path) -> None:

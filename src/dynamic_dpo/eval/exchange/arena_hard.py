@@ -16,15 +16,14 @@ from dynamic_dpo.eval.exchange.files import (
     questions_between,
     string_field,
 )
+from dynamic_dpo.eval.judges.labels import FIVE_LABELS, Label
+from dynamic_dpo.eval.judges.verdict import Verdict
 from dynamic_dpo.eval.records import JudgementRecord, PromptRecord
 from dynamic_dpo.utils.files import write_text
 from dynamic_dpo.utils.hashing import content_hash
 
-ARENA_VERDICTS = {
-    "A>>B": "A", "A>B": "A", "A=B": "tie", "A<B": "B", "A<<B": "B",
-    "B>>A": "B", "B>A": "B", "B=A": "tie", "B<A": "A", "B<<A": "A",
-}  # fmt: skip
 ARENA_SCORES = {"A": "A>B", "B": "B>A", "tie": "A=B", "invalid": None}
+STRONG_SCORES = {"A": "A>>B", "B": "B>>A"}
 
 
 def export_arena_hard_judgements(
@@ -60,7 +59,7 @@ def export_arena_hard_judgements(
         games: list[dict[str, Any] | None] = [
             None
             if record is None
-            else {"score": ARENA_SCORES[record.verdict], "judgment": {"answer": record.reason}, "prompt": []}
+            else {"score": _score(record), "judgment": {"answer": record.reason}, "prompt": []}
             for record in (by_first.get(baseline), by_first.get(model))
         ]
         uid = prompt.meta.get("uid") or prompt.meta.get("question_id") or prompt.id
@@ -80,7 +79,7 @@ def export_arena_hard_judgements(
 def import_arena_hard_judgements(path: str | Path, *, baseline: str | None = None) -> list[JudgementRecord]:
     """Read an Arena-Hard judgement file, version 2 or 0.1.
 
-    Arena-Hard counts ``A>>B`` threefold; here it is a win like any other. A game without a label is an invalid
+    ``A>>B``, which Arena-Hard counts threefold, is a win with ``strong``. A game without a label is an invalid
     verdict, a game that is ``null`` was not played.
 
     Args:
@@ -111,17 +110,34 @@ def import_arena_hard_judgements(path: str | Path, *, baseline: str | None = Non
         for game, (first, second) in zip(games, ((against, model), (model, against)), strict=True):
             if game is None:
                 continue
-            verdict, reason = _game(game, place)
+            label, reason = _game(game, place)
             key = content_hash([prompt_id, sample, judge, first, second])
-            judgements.append(JudgementRecord(key, prompt_id, sample, judge, first, second, verdict, reason))
+            judgements.append(
+                JudgementRecord(
+                    key,
+                    prompt_id,
+                    sample,
+                    judge,
+                    first,
+                    second,
+                    str(label.verdict),
+                    reason,
+                    strong=label.strong,
+                )
+            )
     return judgements
 
 
-def _game(game: Any, place: str) -> tuple[str, str]:
+def _score(record: JudgementRecord) -> str | None:
+    return STRONG_SCORES[record.verdict] if record.strong else ARENA_SCORES[record.verdict]
+
+
+def _game(game: Any, place: str) -> tuple[Label, str]:
     game = as_object(game, f"{place}, games")
     score = game.get("score")
-    if score is not None and (not isinstance(score, str) or score not in ARENA_VERDICTS):
-        raise DataError(f"{place}: 'score' must be one of {', '.join(ARENA_VERDICTS)} or null, got {score!r}")
+    if score is not None and (not isinstance(score, str) or score not in FIVE_LABELS):
+        raise DataError(f"{place}: 'score' must be one of {', '.join(FIVE_LABELS)} or null, got {score!r}")
     said = game.get("judgment", "")
     reason = said.get("answer", "") if isinstance(said, Mapping) else said
-    return ("invalid" if score is None else ARENA_VERDICTS[score]), str(reason or "").strip()
+    label = Label(Verdict.INVALID) if score is None else FIVE_LABELS[score]
+    return label, str(reason or "").strip()

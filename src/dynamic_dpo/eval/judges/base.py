@@ -25,6 +25,7 @@ class Reply(NamedTuple):
         prob_first: Probability of A from the verdict token's log-probabilities, where asked for.
         prompt_tokens: Tokens of the question; 0 where nobody counts them.
         completion_tokens: Tokens of the reply; 0 where nobody counts them.
+        strong: Whether the judge called the better output much better, where its labels tell that apart.
     """
 
     verdict: Verdict
@@ -32,6 +33,7 @@ class Reply(NamedTuple):
     prob_first: float | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    strong: bool = False
 
 
 class ShownPair(NamedTuple):

@@ -122,9 +122,8 @@ def read_reply(reply: str | None) -> ReadReply:
     """
     text = reply or ""
     invalid = ReadReply(Verdict.INVALID, text.strip())
-    thoughts = _THOUGHTS.match(text)
-    start = thoughts.end() if thoughts else 0
-    if _OPEN_THOUGHTS.match(text, start):
+    start = after_thoughts(text)
+    if start is None:
         return invalid  # Cut off while thinking: what looks like a verdict is a draft.
     parts = list(_parts(text, start))
     claims = [part for part in parts if part.verdict is not None]
@@ -134,6 +133,17 @@ def read_reply(reply: str | None) -> ReadReply:
     assert final.verdict is not None
     reason = final.reason if final.reason is not None else text[start : claims[0].start]
     return ReadReply(final.verdict, reason.strip(), final.label_at)
+
+
+def after_thoughts(reply: str) -> int | None:
+    """Return where a reply begins after a thinking model's thoughts; ``None`` where they do not end.
+
+    >>> after_thoughts("<think>B?</think>A."), after_thoughts("A."), after_thoughts("<think>B?")
+    (17, 0, None)
+    """
+    thoughts = _THOUGHTS.match(reply)
+    start = thoughts.end() if thoughts else 0
+    return None if _OPEN_THOUGHTS.match(reply, start) else start
 
 
 class _Part(NamedTuple):

@@ -122,4 +122,5 @@ def record_of(key: str, question: Question, judge: str, reply: Reply, *, attempt
         reason=reply.reason,
         prob_first=reply.prob_first,
         attempts=attempts,
+        strong=reply.strong,
     )
