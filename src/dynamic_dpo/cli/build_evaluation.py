@@ -108,7 +108,7 @@ def _judging(config: EvaluationConfig) -> JudgingSettings:
     from dynamic_dpo.eval.plan import JudgingSettings
 
     judge, oracle = config.judge, config.gpt4_oracle
-    if judge.template != "custom":
+    if judge.template != "custom" or judge.template_file is not None:
         _refuse_unused_prompts(config)
     return JudgingSettings(
         make_judge=lambda: build_judge(config),
@@ -143,16 +143,19 @@ def build_judge(config: EvaluationConfig) -> Judge:
 def _identity(config: EvaluationConfig) -> dict[str, Any]:
     """Return the settings that verdicts depend on; not those of speed, price and patience."""
     from dynamic_dpo.eval.judges.table import JUDGES
-    from dynamic_dpo.eval.judges.template import custom_template
+    from dynamic_dpo.eval.judges.template import custom_template, file_template
 
     judge, oracle = config.judge, config.gpt4_oracle
-    own = {"kind", *JUDGES[judge.kind].settings} - {"batch_size", "base_url"}
+    own = {"kind", *JUDGES[judge.kind].settings} - {"batch_size", "base_url", "template_file"}
     if "gpt4_oracle" not in JUDGES[judge.kind].settings:
         # With both names, whichever of the two it is: version 0.2 wrote it so.
         return judge.model_dump(include=own | {"reward_model", "function"})
     identity = judge.model_dump(include=own)
     identity |= oracle.model_dump(include={"model", "temperature", "max_tokens"})
-    if judge.template == "custom":
+    if judge.template_file is not None:
+        # What stands in the file counts, not where it lies.
+        identity["template_sha256"] = file_template(judge.template_file).sha256
+    elif judge.template == "custom":
         # The texts themselves, as in version 0.2, whether they were written into the file or are the default's.
         asked = custom_template(oracle.system_prompt, oracle.prompt_template)
         identity |= {"system_prompt": asked.system, "prompt_template": asked.question}
@@ -166,7 +169,9 @@ def _refuse_unused_prompts(config: EvaluationConfig) -> None:
     for key, text in (("system_prompt", default.system), ("prompt_template", default.question)):
         # Version 0.2 wrote the default's texts into the settings that it saved with an evaluation.
         if getattr(config.gpt4_oracle, key) not in (None, text):
-            raise ConfigError(
-                f"gpt4_oracle.{key} has no effect while judge.template is {config.judge.template}: leave it out, or "
-                "set judge.template=custom"
+            instead = (
+                f"judge.template is {config.judge.template}: leave it out, or set judge.template=custom"
+                if config.judge.template_file is None
+                else "judge.template_file is set: leave one of the two out"
             )
+            raise ConfigError(f"gpt4_oracle.{key} has no effect while {instead}")

@@ -201,7 +201,8 @@ def _build_judge(config: TrainingConfig) -> Judge:
     from dynamic_dpo.eval.judges.table import make_judge
 
     section = config.rollout.gpt4_oracle
-    settings = {**dict(section), "gpt4_oracle": section.model_dump(include=set(ORACLE_KEYS))}
+    oracle = section.model_dump(include=set(ORACLE_KEYS))
+    settings = {**dict(section), "template_file": None, "gpt4_oracle": oracle}
     return make_judge("openai", settings)
 
 

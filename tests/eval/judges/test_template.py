@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -13,19 +15,26 @@ from dynamic_dpo.eval.judges.chat_judge import OracleJudge
 from dynamic_dpo.eval.judges.gpt4_oracle import GPT4Oracle
 from dynamic_dpo.eval.judges.template import (
     DEFAULT_TEMPLATE,
+    LABEL_SETS,
     custom_template,
+    file_template,
     judge_template,
     judge_template_names,
 )
 from dynamic_dpo.eval.judges.verdict import Verdict, parse_verdict
+from dynamic_dpo.eval.records import PromptRecord
 from dynamic_dpo.utils.hashing import content_hash
 from places import SOURCE, TESTS
+from scripted_server import ScriptedServer, completion
 
 GOLDEN_EVALUATION = TESTS / "golden" / "v0.2" / "evaluation"
 SMALL = {"dataset": {"name": "rows.jsonl"}, "models": {"start": "models/start", "trained": "models/trained"}}
 
 
-@pytest.mark.parametrize("name", judge_template_names())
+WITH_LABELS = ["arena-v1"]
+
+
+@pytest.mark.parametrize("name", [name for name in judge_template_names() if name not in WITH_LABELS])
 def test_a_template_asks_for_reasons_first_and_the_verdict_last(name: str) -> None:
     template = judge_template(name)
     for question in (template.question, template.question_json):
@@ -41,8 +50,102 @@ def test_a_template_asks_for_reasons_first_and_the_verdict_last(name: str) -> No
     assert len(template.sha256) == 64
 
 
+@pytest.mark.parametrize("name", WITH_LABELS)
+def test_a_template_with_labels_asks_for_each_of_them_after_the_reasons(name: str) -> None:
+    template = judge_template(name)
+    assert template.labels is not None
+    labels = LABEL_SETS[template.labels]
+    places = [
+        template.question.index(place) for place in ("{prompt}", "{output_a}", "{output_b}", "First ", "[[")
+    ]
+    assert places == sorted(places)
+    asked = set(re.findall(r"\[\[(\S+?)\]\]", template.question))
+    assert {labels[text] for text in asked} == set(labels.values())
+    assert template.messages("p", "x", "y", attempt=1)[1]["content"].endswith("(Reminder 1.)\n")
+    assert "Verdict:" not in template.messages("p", "x", "y", attempt=1)[1]["content"]
+
+
+OWN_FILE = """[system]
+Judge.
+[system creative_writing]
+Judge with taste.
+[question]
+{prompt}|{output_a}|{output_b}
+[five labels]
+End with [[A>>B]] to [[B>>A]].
+"""
+
+
+def test_a_users_file_is_a_template_with_system_prompts_by_category(tmp_path: Path) -> None:
+    path = tmp_path / "arena.txt"
+    path.write_text(OWN_FILE)
+    template = file_template(path)
+    assert (template.version, template.labels) == ("arena.txt", "five")
+    texts = [
+        template.messages("p", "x", "y", category=category)[0]["content"]
+        for category in (None, "hard_prompt", "creative_writing")
+    ]
+    assert texts == ["Judge.", "Judge.", "Judge with taste."]
+    assert template.messages("p", "x", "y")[1]["content"] == "p|x|y\nEnd with [[A>>B]] to [[B>>A]].\n"
+
+
+def test_a_users_file_with_a_verdict_line_is_asked_for_by_the_evaluation_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text(OWN_FILE.replace("[five labels]", "[line]"))
+    settings = {**SMALL, "judge": {"template_file": str(path)}}
+    judge = build_judge(get_evaluation_config(settings))
+    assert judge.fingerprint()["template"] == "mine.txt"
+    first = build_plan(get_evaluation_config(settings)).judging.identity
+    path.write_text(path.read_text() + "Be brief.\n")
+    assert build_plan(get_evaluation_config(settings)).judging.identity != first
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[system]\nJudge.\n[line]\nVerdict: A\n", r"lacks the part \[question\]"),
+        (OWN_FILE.replace("[five labels]", "[seven labels]"), r"lacks the part \[line\]"),
+        (OWN_FILE.replace("{output_b}", "{answer_b}"), r"mine\.txt lacks \{output_b\}"),
+    ],
+)
+def test_a_users_file_without_a_part_or_a_place_is_refused(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        file_template(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        file_template(tmp_path / "none.txt")
+
+
+def test_settings_that_a_template_with_labels_or_of_a_file_does_not_read_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"judge\.logprobs has no effect with the template arena-v1"):
+        build_judge(get_evaluation_config({"judge": {"template": "arena-v1", "logprobs": True}}))
+    with pytest.raises(
+        ConfigError, match=r"judge\.template_file has no effect while judge\.template is arena-v1"
+    ):
+        get_evaluation_config({"judge": {"template": "arena-v1", "template_file": "mine.txt"}})
+    path = tmp_path / "mine.txt"
+    path.write_text(OWN_FILE)
+    settings = {**SMALL, "judge": {"template_file": str(path)}, "gpt4_oracle": {"system_prompt": "Other."}}
+    with pytest.raises(ConfigError, match=r"while judge\.template_file is set"):
+        build_plan(get_evaluation_config(settings))
+
+
+def test_a_judge_with_labels_says_which_verdicts_are_strong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    with ScriptedServer() as server:
+        oracle = GPT4Oracle("a-judge", base_url=server.base_url, max_retries=0)
+        judge = OracleJudge(oracle, template=judge_template("arena-v1"))
+        server.add(completion("A errs.\n\n[[B>>A]]"), completion("My final verdict is tie: [[A=B]]"))
+        prompt = PromptRecord.of([{"role": "user", "content": "Hi"}])
+        replies = [judge.ask(prompt, "x", "y") for _ in range(2)]
+    assert [(reply.verdict, reply.strong) for reply in replies] == [(Verdict.B, True), (Verdict.TIE, False)]
+
+
 def test_an_unknown_template_is_named_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"must be one of dialogue-v1, hh-v1, .*tldr-v1, got 'hh-v9'"):
+    with pytest.raises(ConfigError, match=r"must be one of arena-v1, .*hh-v1, .*tldr-v1, got 'hh-v9'"):
         judge_template("hh-v9")
 
 
@@ -54,6 +157,7 @@ def test_every_template_file_has_a_name_and_every_name_a_file() -> None:
 def test_templates_of_a_version_never_change() -> None:
     # A changed text needs a new version: answers to the old one must not be taken for answers to the new.
     assert {name: judge_template(name).sha256[:16] for name in judge_template_names()} == {
+        "arena-v1": "eed34c561d31ce23",
         "dialogue-v1": "788a99f7dfb956c5",
         "hh-v1": "f67663d39670d3e0",
         "request-v1": "da17f5453d6dc162",

@@ -56,7 +56,13 @@ class JudgeSection(Section):
     )
     template: JudgeTemplateName = Field(
         default="custom",
-        description="Question put to a chat model: a versioned one, or that of gpt4_oracle.",
+        description="Question put to a chat model: a versioned one, or custom for a text of your own.",
+    )
+    template_file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="File with a question of your own, where judge.template is custom: the parts [system], "
+        "[question] and [line], [five labels] or [three labels]; null: that of gpt4_oracle.",
     )
     both_orders: bool = Field(
         default=True,
@@ -98,6 +104,9 @@ class JudgeSection(Section):
             refuse(f"has no effect while judge.kind is {kind}: leave it out")
         if key == kind and not value:
             refuse(f"is required while judge.kind is {kind}")
+        template = info.data.get("template")
+        if key == "template_file" and value and template not in (None, "custom"):
+            refuse(f"has no effect while judge.template is {template}: leave one of the two out")
         return value
 
 

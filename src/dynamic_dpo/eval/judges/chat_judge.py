@@ -11,7 +11,14 @@ from typing import Any
 from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.eval.judges.base import Reply, conversation_text
 from dynamic_dpo.eval.judges.gpt4_oracle import GPT4Oracle
-from dynamic_dpo.eval.judges.template import VERDICT_SCHEMA, JudgeTemplate, judge_template
+from dynamic_dpo.eval.judges.labels import read_label
+from dynamic_dpo.eval.judges.template import (
+    LABEL_SETS,
+    VERDICT_SCHEMA,
+    JudgeTemplate,
+    file_template,
+    judge_template,
+)
 from dynamic_dpo.eval.judges.token_probs import verdict_probabilities
 from dynamic_dpo.eval.judges.verdict import Verdict, read_reply
 from dynamic_dpo.eval.records import PromptRecord
@@ -31,7 +38,8 @@ class OracleJudge:
         name: What reports call the judge; ``None`` for the model's name.
 
     Raises:
-        ConfigError: If ``max_attempts`` is below 1.
+        ConfigError: If ``max_attempts`` is below 1, or JSON or log-probabilities are asked for with a template that
+            is answered by a label.
 
     Example:
         >>> judge = OracleJudge(GPT4Oracle("a-judge"))
@@ -53,6 +61,12 @@ class OracleJudge:
             raise ConfigError(f"judge.max_attempts must be at least 1, got {max_attempts}")
         self.oracle = oracle
         self.template = oracle.template if template is None else template
+        for key, is_asked in (("json_schema", json_schema), ("logprobs", logprobs)):
+            if is_asked and self.template.labels:
+                raise ConfigError(
+                    f"judge.{key} has no effect with the template {self.template.version}, which is answered by a "
+                    "label: leave it out"
+                )
         self.json_schema = json_schema
         self.logprobs = logprobs
         self.max_attempts = max_attempts
@@ -80,7 +94,9 @@ class OracleJudge:
         """
         text = conversation_text(prompt.messages)
         completion = self.oracle.server.complete(
-            lambda as_json: self.template.messages(text, first, second, as_json=as_json, attempt=attempt),
+            lambda as_json: self.template.messages(
+                text, first, second, as_json=as_json, attempt=attempt, category=prompt.category
+            ),
             temperature=self.oracle.temperature,
             max_tokens=self.oracle.max_tokens,
             schema=VERDICT_SCHEMA if self.json_schema else None,
@@ -90,6 +106,9 @@ class OracleJudge:
         if completion.cut:
             # "Verdict: A" may have been going on with "or B".
             return Reply(Verdict.INVALID, completion.text, None, *usage)
+        if self.template.labels:
+            found = read_label(completion.text, LABEL_SETS[self.template.labels])
+            return Reply(found.verdict, found.reason, None, *usage, strong=found.strong)
         reading = read_reply(completion.text)
         verdict = reading.verdict
         probs = verdict_probabilities(completion.text, completion.tokens, reading) if self.logprobs else None
@@ -108,6 +127,7 @@ def openai_judge(
     gpt4_oracle: Mapping[str, Any],
     base_url: str | None,
     template: str,
+    template_file: str | None,
     max_invalid_retries: int,
     logprobs: bool,
     json_schema: bool,
@@ -117,7 +137,8 @@ def openai_judge(
     Args:
         gpt4_oracle: Arguments of `GPT4Oracle`.
         base_url: Address of the server; ``None``: OpenAI's own.
-        template: Name of a template of the package; ``custom`` for the oracle's own two prompts.
+        template: Name of a template of the package; ``custom`` for the file or the oracle's own two prompts.
+        template_file: File of a template; ``None`` for none.
         max_invalid_retries: How often a question is asked again whose reply holds no verdict.
         logprobs: See `OracleJudge`.
         json_schema: See `OracleJudge`.
@@ -125,9 +146,10 @@ def openai_judge(
     Raises:
         ConfigError: If the template cannot be had, or a setting is out of range.
     """
+    asked = file_template(template_file) if template_file is not None else None
     return OracleJudge(
         GPT4Oracle(**gpt4_oracle, base_url=base_url),
-        template=None if template == "custom" else judge_template(template),
+        template=asked if template == "custom" else judge_template(template),
         json_schema=json_schema,
         logprobs=logprobs,
         max_attempts=1 + max_invalid_retries,

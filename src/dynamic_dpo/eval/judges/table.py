@@ -30,7 +30,15 @@ class JudgeKind(NamedTuple):
 JUDGES: Final[dict[str, JudgeKind]] = {
     "openai": JudgeKind(
         "chat_judge:openai_judge",
-        ("gpt4_oracle", "base_url", "template", "max_invalid_retries", "logprobs", "json_schema"),
+        (
+            "gpt4_oracle",
+            "base_url",
+            "template",
+            "template_file",
+            "max_invalid_retries",
+            "logprobs",
+            "json_schema",
+        ),
     ),
     "reward_model": JudgeKind(
         "reward_model:reward_model_judge", ("reward_model", "batch_size", "tie_tolerance", "device")
