@@ -404,16 +404,9 @@ def test_metrics_reach_tensorboard_where_asked(config_file: Path, tmp_path: Path
     assert b"rewards/margins" in events[0].read_bytes()
 
 
-def test_a_tracker_that_is_not_installed_is_named(
-    config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None)
-    from dynamic_dpo.cli.build_training import trackers
-    from dynamic_dpo.errors import ConfigError
-
-    with pytest.raises(ConfigError, match=r"pip install 'dynamic-dpo\[wandb\]'"):
-        trackers(["wandb"])
-    assert trackers("none") == []
+def test_nowhere_to_report_to_is_none_or_null(config_file: Path, tmp_path: Path) -> None:
+    assert train_dpo.main(["--config", str(config_file), "dpo_training.report=null"]) == 0
+    assert not list((tmp_path / "run").rglob("events.out.tfevents.*"))
 
 
 def test_missing_eos_and_missing_template_are_mistakes_that_say_what_to_do(

@@ -16,6 +16,7 @@ from dynamic_dpo.config.phrases import bounds_of
 from dynamic_dpo.config.problems import nearest
 from dynamic_dpo.config.schema import EvaluationConfig, TrainingConfig
 from dynamic_dpo.config.sections.methods import MethodName
+from dynamic_dpo.config.trackers import known_trackers
 from dynamic_dpo.errors import ConfigError
 
 
@@ -162,7 +163,7 @@ def test_both_names_of_the_length_limit_hold_the_limit_in_force(given_as):
         (
             "dpo_training.report",
             ["wandb", "mail"],
-            "must be one of none, tensorboard, wandb or a list of tensorboard, wandb, "
+            f"must be null, none, all or trackers of transformers: {', '.join(known_trackers())}, "
             "got ['wandb', 'mail'] (list)",
         ),
         ("dpo_training.resume", 1, "must be true or false or text, got 1"),

@@ -88,15 +88,24 @@ def dpo_arguments(config: TrainingConfig, *, has_validation: bool) -> Any:
     return TrainingArguments(**(settings | section.extra))
 
 
-def trackers(report: str | Sequence[str]) -> list[str]:
-    """Return the trackers to report to; a missing one is a `ConfigError`."""
-    names = [name for name in ([report] if isinstance(report, str) else report) if name != "none"]
-    for name in names:
-        if importlib.util.find_spec(name) is None:
-            extra = "tracking" if name == "tensorboard" else name
-            raise ConfigError(
-                f"report asks for {name}, which is not installed: pip install 'dynamic-dpo[{extra}]'"
-            )
+def trackers(report: str | Sequence[str] | None, key: str = "dpo_training.report") -> list[str]:
+    """Return the trackers to report to.
+
+    Args:
+        report: Their names; ``None`` and ``none``: none; ``all``: those that are installed.
+        key: The setting that names them.
+
+    Raises:
+        ConfigError: If one is not known to the installed transformers, or cannot be had here.
+    """
+    from dynamic_dpo.config.trackers import report_fault, tracker_names, unusable_trackers
+
+    if (fault := report_fault(report)) is not None:
+        raise ConfigError(f"{key} {fault}, got {report!r}")
+    names = tracker_names(report)
+    if unusable := unusable_trackers(names):
+        remedies = "; ".join(f"{one.name}: {one.remedy}" for one in unusable)
+        raise ConfigError(f"{key} asks for what is not installed or not set up here: {remedies}")
     return names
 
 

@@ -106,7 +106,7 @@ def train_sft(config: TrainingConfig) -> Any:
         "report_to": "none",
         **section.extra,
     }
-    settings["report_to"] = trackers(settings["report_to"])
+    settings["report_to"] = trackers(settings["report_to"], "sft_training.report_to")
     args = SFTConfig(**settings)
     set_seed(args.seed)  # Weights that the files lack are drawn in loading.
     trainer = build_sft_trainer(

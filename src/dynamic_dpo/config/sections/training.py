@@ -12,13 +12,12 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dynamic_dpo.config.base import PassthroughSection, Section, refuse, refuse_fault
 from dynamic_dpo.config.from_settings import settings_section
+from dynamic_dpo.config.trackers import report_fault
 from dynamic_dpo.config.yaml_files import TRUTH_WORDS_OF_YAML_1_1
 from dynamic_dpo.data.shapes.options import NAMEABLE, RankingRule
 from dynamic_dpo.data.turns.mask import AnswerTokens
 from dynamic_dpo.runs.keep_best import KeepBest
 from dynamic_dpo.utils.names import folder_fault, repository_fault, text_fault
-
-Tracker = Literal["tensorboard", "wandb"]
 
 
 class MixtureSetSection(Section):
@@ -261,8 +260,11 @@ class DPOTrainingSection(_RunNames):
     save_dpo_dir: str | None = Field(
         default=None, description="Separate folder for the final model; null: save_dir."
     )
-    report: Literal["none", "tensorboard", "wandb"] | list[Tracker] = Field(
-        default="none", description="Where metrics are reported, besides the logs in save_dir."
+    report: str | list[str] | None = Field(
+        default="none",
+        description="Where metrics are reported, besides the logs in save_dir: a tracker of transformers "
+        "(tensorboard, wandb, trackio, mlflow, comet_ml, swanlab …), a list of them, or all that are installed; none "
+        "or null: nowhere.",
     )
     run_name: str | None = Field(default=None, description="Name of the run where metrics are reported.")
     wandb_project: str | None = Field(
@@ -277,6 +279,13 @@ class DPOTrainingSection(_RunNames):
         ge=0,
         description="Pairs of which ids, masks, labels and decoded text are written at the start.",
     )
+
+    @field_validator("report")
+    @classmethod
+    def _names_trackers(cls, value: str | list[str] | None) -> str | list[str] | None:
+        if (fault := report_fault(value)) is not None:
+            refuse(fault)
+        return value
 
     @field_validator("resume")
     @classmethod
