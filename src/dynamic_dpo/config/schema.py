@@ -15,6 +15,7 @@ from dynamic_dpo.config.base import Document, PassthroughSection, fields_by_key,
 from dynamic_dpo.config.from_settings import settings_in
 from dynamic_dpo.config.passthrough import check_passthrough, training_argument_types
 from dynamic_dpo.config.phrases import given
+from dynamic_dpo.config.presets import with_preset
 from dynamic_dpo.config.problems import describe_problems, known_paths, nearest
 from dynamic_dpo.config.sections.controller import (
     AlarmsSection,
@@ -31,6 +32,7 @@ from dynamic_dpo.config.sections.evaluation import (
     GenerationSection,
     OracleSection,
     OutputSection,
+    PresetName,
 )
 from dynamic_dpo.config.sections.judging import JudgeSection, ScoringSection, StatisticsSection
 from dynamic_dpo.config.sections.loops import IterateSection, LoopEvaluationSection
@@ -144,6 +146,10 @@ class LoopConfig(TrainingConfig):
 class EvaluationConfig(Document):
     """The file of ``evaluate``: prompts, models and judge; made by :func:`get_evaluation_config`."""
 
+    preset: PresetName | None = Field(
+        default=None,
+        description="A published evaluation, whose settings hold where this file says nothing; null: none.",
+    )
     dataset: EvaluationDatasetSection = Field(default_factory=EvaluationDatasetSection)
     models: dict[str, EvaluatedModelSection] = Field(
         default={}, description="The models to compare, each under a name of your choice."
@@ -211,7 +217,7 @@ def get_loop_config(config: dict[str, Any]) -> LoopConfig:
 
 
 def get_evaluation_config(config: dict[str, Any]) -> EvaluationConfig:
-    """Check an evaluation configuration and fill in its defaults.
+    """Check an evaluation configuration and fill in its defaults, first those of its preset.
 
     Args:
         config: What ``load_yaml`` and ``apply_overrides`` return; it is not changed.
@@ -223,7 +229,7 @@ def get_evaluation_config(config: dict[str, Any]) -> EvaluationConfig:
         >>> get_evaluation_config({"models": {"base": "gpt2"}}).models["base"].path
         'gpt2'
     """
-    return _check(EvaluationConfig, config)
+    return _check(EvaluationConfig, with_preset(config) if isinstance(config, dict) else config)
 
 
 def _check(model: type[DocumentT], config: Mapping[str, Any]) -> DocumentT:

@@ -27,6 +27,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from dynamic_dpo.data.arrow import write_json_lines
 from dynamic_dpo.data.json_files import read_json_rows
+from dynamic_dpo.data.named_files import local_file
 from dynamic_dpo.errors import DataError
 from dynamic_dpo.utils.scratch import scratch_path
 
@@ -57,7 +58,8 @@ def load_rows(dataset_name: str, *, subset: str = "train", config_name: str | No
         dataset_name: A local ``.json``, ``.jsonl`` (either also ``.gz``) or ``.parquet`` file; a folder of
             such files, whose names say their split (``train-00.jsonl.gz``, ``validation.jsonl``; without such
             names all are ``train``); the folder of a rollout, whose ``pairs.jsonl`` is read; a folder written by
-            ``save_to_disk``; or a name on the hub.
+            ``save_to_disk``; a name on the hub; or one file on the hub or in an installed package (see
+            ``named_files``).
         subset: A split with an optional slice, as in ``train[:30%]``. A single file has every split name.
         config_name: Configuration of a hub dataset that has several.
 
@@ -70,7 +72,7 @@ def load_rows(dataset_name: str, *, subset: str = "train", config_name: str | No
         DataError: If there is no such file, folder, split or dataset, if a file is damaged or empty, or if
             the subset is malformed or selects nothing.
     """
-    path = _pairs_of_rollout(Path(dataset_name).expanduser())
+    path = _pairs_of_rollout(local_file(dataset_name))
     if path.is_file():
         rows = _select(subset, _Files({split_of(subset): [path]}), dataset_name)
     elif path.is_dir() and _is_saved_dataset(path):

@@ -6,6 +6,7 @@ The other settings of judges are in ``judging``.
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -14,14 +15,24 @@ from dynamic_dpo.config.from_settings import settings_section
 from dynamic_dpo.eval.generate.server_settings import ServerSettings
 from dynamic_dpo.eval.generate.settings import GenerationSettings
 from dynamic_dpo.eval.judges.template import DEFAULT_TEMPLATE
+from dynamic_dpo.eval.presets.table import PRESETS
 from dynamic_dpo.eval.prompts.render import PromptFormat
 from dynamic_dpo.utils.names import folder_fault, relative_path_fault
+
+if TYPE_CHECKING:
+    PresetName = str
+else:
+    PresetName = Literal[tuple(PRESETS)]
 
 
 class EvaluationDatasetSection(Section):
     """The prompts on which models are compared."""
 
-    name: str | None = Field(default=None, description="Hub name, or a local file or folder.")
+    name: str | None = Field(
+        default=None,
+        description="Hub name, a local file or folder, or one file as hf://datasets/OWNER/NAME/FILE or "
+        "package:NAME/FILE.",
+    )
     split: str = Field(default="test", min_length=1, description="Split with an optional slice.")
     max_samples: int | None = Field(
         default=256, ge=1, description="Prompts, drawn at random with the seed; null: all."

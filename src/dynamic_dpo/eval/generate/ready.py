@@ -1,7 +1,7 @@
 """Models of an evaluation that need no generation: a set's known answers, and outputs written elsewhere.
 
 ``dataset:reference`` stands for the prompts' known answers, ``outputs:FILE`` for a file in AlpacaEval's form
-(``instruction``, ``output``, ``generator``).
+(``instruction``, ``output``, ``generator``), here, on the hub or in an installed package (see ``data.named_files``).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dynamic_dpo.data.named_files import local_file
 from dynamic_dpo.errors import DataError
 from dynamic_dpo.eval.exchange import import_alpaca_outputs
 from dynamic_dpo.eval.lint import lint_output
@@ -119,7 +120,7 @@ def _output(spec: ModelSpec, id_: str, sample: int, text: str) -> OutputRecord:
 
 
 def _file(spec: ModelSpec) -> Path:
-    return Path(spec.path.removeprefix(OUTPUTS_PREFIX)).expanduser()
+    return local_file(spec.path.removeprefix(OUTPUTS_PREFIX))
 
 
 def _read(path: Path) -> bytes:

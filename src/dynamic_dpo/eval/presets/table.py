@@ -1,0 +1,28 @@
+"""The presets that an evaluation file can name: the only list of them.
+
+A preset is a file ``NAME.yaml`` in this folder with keys of an evaluation file, and a line here. It names prompts,
+outputs and questions of others by their file or their place on the hub; their texts are not copied.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+PRESETS: Final[dict[str, str]] = {
+    "alpaca_eval_2": "AlpacaEval 2: 805 instructions, against GPT-4 Turbo (gpt4_1106_preview).",
+}
+"""Name to what it evaluates, in a sentence."""
+
+
+def preset_file(name: str) -> Path:
+    """Return the file of a preset.
+
+    Args:
+        name: A name in `PRESETS`.
+
+    Example:
+        >>> preset_file("alpaca_eval_2").name
+        'alpaca_eval_2.yaml'
+    """
+    return Path(__file__).with_name(f"{name}.yaml")
