@@ -24,6 +24,7 @@ def build_plan(config: EvaluationConfig) -> EvaluationPlan:
     """
     from dynamic_dpo.eval.model_spec import ModelSpec
     from dynamic_dpo.eval.plan import EvaluationPlan, StatisticsSettings
+    from dynamic_dpo.eval.statistics.arena.settings import ArenaSettings
 
     data, generation = config.dataset, config.generation
     if not data.name:
@@ -44,7 +45,10 @@ def build_plan(config: EvaluationConfig) -> EvaluationPlan:
         ],
         generation=generation.settings(),
         judging=_judging(config),
-        statistics=StatisticsSettings(**config.statistics.model_dump()),
+        statistics=StatisticsSettings(
+            **config.statistics.model_dump(exclude={"arena_hard"}),
+            arena_hard=ArenaSettings(**config.statistics.arena_hard.model_dump()),
+        ),
         scoring=_scoring(config),
         baseline=config.baseline,
         comparisons=config.comparisons,

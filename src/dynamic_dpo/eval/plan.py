@@ -16,6 +16,7 @@ from dynamic_dpo.eval.generate.settings import GenerationSettings
 from dynamic_dpo.eval.judges.base import Judge
 from dynamic_dpo.eval.judging.spending import Budget
 from dynamic_dpo.eval.model_spec import ModelSpec
+from dynamic_dpo.eval.statistics.arena.settings import ArenaSettings
 
 if TYPE_CHECKING:
     from dynamic_dpo.eval.scoring.outputs import ScoringSettings
@@ -52,11 +53,13 @@ class StatisticsSettings:
         bootstrap: Resamples of the prompts.
         seed: Seed of the resampling.
         confidence: Coverage of the intervals.
+        arena_hard: Whether Arena-Hard's score is computed, and how.
     """
 
     bootstrap: int = 2000
     seed: int = 0
     confidence: float = 0.95
+    arena_hard: ArenaSettings = field(default_factory=ArenaSettings)
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,10 @@ class EvaluationPlan:
             )
         if self.baseline is not None and self.baseline not in names:
             raise ConfigError(f"baseline must be one of models ({', '.join(names)}), got {self.baseline!r}")
+        if self.statistics.arena_hard.enabled and not self.judging.both_orders:
+            raise ConfigError(
+                "statistics.arena_hard.enabled counts questions with both their games: set judge.both_orders=true"
+            )
         if self.scoring is not None and self.generation.engine == "server":
             raise ConfigError(
                 "scoring.reference needs the models' own files, and generation.engine=server has none of them: leave "

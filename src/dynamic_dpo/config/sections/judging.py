@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from dynamic_dpo.config.base import Section, refuse
+from dynamic_dpo.config.from_settings import settings_section
 from dynamic_dpo.eval.judges.table import JUDGES
 from dynamic_dpo.eval.judges.template import TemplateName
+from dynamic_dpo.eval.statistics.arena.settings import ArenaSettings
 
 if TYPE_CHECKING:
     JudgeKindName = str
@@ -110,12 +112,17 @@ class JudgeSection(Section):
         return value
 
 
+class ArenaHardSection(settings_section("statistics.arena_hard", ArenaSettings)):  # type: ignore[misc]
+    """Arena-Hard's score, beside the win rates."""
+
+
 class StatisticsSection(Section):
     """How uncertain the win rates are said to be."""
 
     bootstrap: int = Field(default=2000, ge=100, description="Resamples of the prompts.")
     seed: int = Field(default=0, ge=0, description="Seed of the resampling.")
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Coverage of the intervals.")
+    arena_hard: ArenaHardSection = Field(default_factory=ArenaHardSection)
 
 
 class ScoringSection(Section):

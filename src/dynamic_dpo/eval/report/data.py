@@ -8,6 +8,7 @@ from typing import Any
 
 from dynamic_dpo.eval.records import JudgementRecord, OutputRecord, PromptRecord
 from dynamic_dpo.eval.scoring.metrics import FrontierPoint, PreferenceSummary
+from dynamic_dpo.eval.statistics.arena.settings import ArenaSettings
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class EvaluationData:
         confidence: Of all intervals.
         num_resamples: Of the bootstrap.
         seed: Of the bootstrap and of the draw of samples to show.
+        arena: How Arena-Hard's score is computed, where it is.
         num_shown: Most prompts to show with their outputs.
     """
 
@@ -49,4 +51,5 @@ class EvaluationData:
     confidence: float = 0.95
     num_resamples: int = 2000
     seed: int = 0
+    arena: ArenaSettings = field(default_factory=ArenaSettings)
     num_shown: int = 12

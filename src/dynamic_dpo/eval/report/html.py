@@ -12,6 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from dynamic_dpo.eval.report.arena import arena_section
 from dynamic_dpo.eval.report.data import EvaluationData
 from dynamic_dpo.eval.report.figures import box_plot, frontier_plot, interval_bar, share_bar
 from dynamic_dpo.eval.report.samples import samples
@@ -118,6 +119,10 @@ def _counts(pair: PairSummary, name_judge: bool) -> tuple[object, ...]:
         p_value(pair.test.p_value),
         p_value(pair.p_holm),
     )
+
+
+def _arena(data: EvaluationData, summary: EvaluationSummary) -> Markup:
+    return arena_section(summary.arena)
 
 
 def _categories(data: EvaluationData, summary: EvaluationSummary) -> Markup:
@@ -363,6 +368,7 @@ def _provenance(data: EvaluationData, summary: EvaluationSummary) -> Markup:
 # The page from top to bottom. A new section is a function above and a line here.
 SECTIONS: tuple[Callable[[EvaluationData, EvaluationSummary], Markup], ...] = (
     _alarms,
+    _arena,
     _win_rates,
     _categories,
     _lengths,

@@ -6,6 +6,14 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 
+from dynamic_dpo.eval.report.arena import (
+    HEADER,
+    LABEL_NAMES,
+    arena_lines,
+    caveats,
+    effects_of,
+    label_lines,
+)
 from dynamic_dpo.eval.report.data import EvaluationData
 from dynamic_dpo.eval.report.summary import EvaluationSummary
 from dynamic_dpo.eval.report.words import finding_sentences, p_value, percent, percent_interval
@@ -55,6 +63,22 @@ def _win_rates(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
     ]
     found = [f"- {_line(sentence)}" for sentence in finding_sentences(summary.pairs)]
     return ["## Win rates\n", *found, "\n" + _table(header, rows)]
+
+
+def _arena(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
+    blocks = []
+    for result in summary.arena:
+        by = f", by {_words(result.overall.judge)}" if len(summary.arena) > 1 else ""
+        for name, arena in (("all prompts", result.overall), *result.by_category.items()):
+            effects = effects_of(arena)
+            blocks += [
+                f"## Arena-Hard score, {_words(name)}{by}\n",
+                _table(HEADER, arena_lines(arena)),
+                *([f"What style gains: {_line(effects)}.\n"] if effects else []),
+            ]
+        blocks += [_table(("model", *LABEL_NAMES), label_lines(result))]
+        blocks += [f"{_line(sentence)}\n" for sentence in caveats(result)]
+    return blocks
 
 
 def _categories(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
@@ -203,6 +227,7 @@ def _provenance(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
 SECTIONS: tuple[Callable[[EvaluationData, EvaluationSummary], list[str]], ...] = (
     _head,
     _alarms,
+    _arena,
     _win_rates,
     _categories,
     _lengths,

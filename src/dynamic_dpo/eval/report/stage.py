@@ -82,6 +82,7 @@ def report_data(plan: EvaluationPlan, done: Evaluated) -> EvaluationData:
         confidence=confidence,
         num_resamples=statistics.bootstrap,
         seed=statistics.seed,
+        arena=statistics.arena_hard,
     )
 
 

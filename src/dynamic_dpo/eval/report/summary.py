@@ -16,6 +16,8 @@ from dynamic_dpo.eval.records import JudgementRecord, OutputRecord
 from dynamic_dpo.eval.report.data import EvaluationData
 from dynamic_dpo.eval.scoring.metrics import FrontierPoint, reward_kl_frontier
 from dynamic_dpo.eval.statistics.agreement import Agreement, judge_agreement
+from dynamic_dpo.eval.statistics.arena.battles import has_whole_question
+from dynamic_dpo.eval.statistics.arena.score import ArenaResult, arena_result
 from dynamic_dpo.eval.statistics.bradley_terry import BradleyTerry, bradley_terry
 from dynamic_dpo.eval.statistics.comparisons import Comparison, compare, distinct, model_pairs
 from dynamic_dpo.eval.statistics.length_control import LengthControlledWinRate, length_controlled_win_rate
@@ -119,6 +121,7 @@ class EvaluationSummary:
         judges: What the judges did.
         agreement: Of every two judges.
         frontier: Checkpoints in the order of KL, the efficient ones marked.
+        arena: Arena-Hard's tables, judge by judge; empty where they are not asked for.
     """
 
     alarms: list[str]
@@ -128,6 +131,7 @@ class EvaluationSummary:
     judges: list[JudgeSummary]
     agreement: list[Agreement]
     frontier: list[FrontierPoint] = field(default_factory=list)
+    arena: list[ArenaResult] = field(default_factory=list)
 
 
 def summarise(data: EvaluationData) -> EvaluationSummary:
@@ -165,6 +169,28 @@ def summarise(data: EvaluationData) -> EvaluationSummary:
         judges=judges,
         agreement=judge_agreement(judgements),
         frontier=reward_kl_frontier(data.frontier),
+        arena=[found for name in judge_names if (found := _arena(name, judgements, data)) is not None],
+    )
+
+
+def _arena(judge: str, judgements: Sequence[JudgementRecord], data: EvaluationData) -> ArenaResult | None:
+    """Return Arena-Hard's tables by one judge; ``None`` where they are not asked for, or no question counts yet."""
+    if not data.arena.enabled or data.baseline is None:
+        return None
+    of_judge = [record for record in judgements if record.judge == judge]
+    if not has_whole_question(of_judge, data.baseline):
+        return None
+    return arena_result(
+        of_judge,
+        data.baseline,
+        outputs=data.outputs,
+        categories={prompt.id: prompt.category for prompt in data.prompts},
+        strong_weight=data.arena.strong_weight,
+        markdown=data.arena.markdown,
+        centred=data.arena.centred,
+        confidence=data.confidence,
+        num_resamples=data.num_resamples,
+        seed=data.seed,
     )
 
 

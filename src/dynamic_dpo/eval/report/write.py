@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dynamic_dpo.errors import DataError
+from dynamic_dpo.eval.report.arena import arena_csv
 from dynamic_dpo.eval.report.data import EvaluationData
 from dynamic_dpo.eval.report.html import html_page
 from dynamic_dpo.eval.report.markdown import markdown
@@ -23,6 +24,7 @@ from dynamic_dpo.pages.text import shown
 from dynamic_dpo.utils.files import write_json, write_text
 
 FORMAT_VERSION = 1
+ARENA_FILE = "arena_hard.csv"
 CSV_COLUMNS = (  # noqa: SIM905
     "judge model baseline category prompts wins losses ties invalid win_rate win_rate_low win_rate_high decisive "
     "decisive_low decisive_high length_controlled length_controlled_low length_controlled_high sign_p sign_p_holm"
@@ -48,6 +50,8 @@ class ReportPaths(NamedTuple):
 def write_evaluation_report(folder: str | Path, data: EvaluationData) -> ReportPaths:
     """Write ``report.html``, ``report.md``, ``results.csv`` and ``results.json``.
 
+    Where Arena-Hard's score is asked for, its tables are in ``arena_hard.csv`` too.
+
     Args:
         folder: Where to; made if missing. Files of an earlier report are replaced, each whole or not at all.
         data: What was evaluated. Missing parts are left out of the report.
@@ -64,6 +68,8 @@ def write_evaluation_report(folder: str | Path, data: EvaluationData) -> ReportP
     if target.exists() and not target.is_dir():
         raise DataError(f"the report cannot be written to {target}: it is a file; name a folder")
     summary = summarise(data)
+    if summary.arena:
+        write_text(target / ARENA_FILE, arena_csv(summary.arena))
     return ReportPaths(
         html=write_text(target / "report.html", html_page(data, summary)),
         markdown=write_text(target / "report.md", markdown(data, summary)),

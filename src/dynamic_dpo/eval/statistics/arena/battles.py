@@ -90,6 +90,11 @@ def battles(
     return Battles(tuple(rows), labels, left_out)
 
 
+def has_whole_question(judgements: Sequence[JudgementRecord], baseline: str) -> bool:
+    """Return whether any question with the baseline has a verdict in both orders: without one there is no score."""
+    return any(row.other == baseline for row in battles(judgements, baseline).rows)
+
+
 def _share(record: JudgementRecord, model: str) -> float:
     return 0.5 if record.winner is None else float(record.winner == model)
 
