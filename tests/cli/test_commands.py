@@ -404,6 +404,39 @@ def test_metrics_reach_tensorboard_where_asked(config_file: Path, tmp_path: Path
     assert b"rewards/margins" in events[0].read_bytes()
 
 
+def test_samples_reach_the_folder_the_report_and_tensorboard(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["sampling.max_new_tokens=4", "sampling.num_prompts=2", "dpo_training.report=tensorboard"]
+    scorer = 'sampling.scorers={"length": {"function": "builtins:len"}}'
+    assert train_dpo.main(["--config", str(config_file), *settings, scorer]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 0, 2, 2, 4, 4]
+    assert all(row["num_tokens"] <= 4 for row in rows)
+    assert [row["scores"] for row in rows] == [{"length": len(row["text"])} for row in rows]
+    (events,) = (tmp_path / "run").rglob("events.out.tfevents.*")
+    assert b"samples/prompt 2" in events.read_bytes()
+    assert rows[-1]["text"].encode() in events.read_bytes()
+    assert summary_of(tmp_path / "run")["sampling"]["outputs"] == 6
+    assert umbrella.main(["report", str(tmp_path / "run")]) == 0
+    page = Path(capsys.readouterr().out.strip().splitlines()[-1]).read_text(encoding="utf-8")
+    assert "Samples while training" in page
+    assert rows[-1]["text"] in page
+
+
+def test_texts_to_write_behind_are_turns_of_a_chat_where_rows_are(
+    config_file: Path, tmp_path: Path, model_folder: Path
+) -> None:
+    settings = ['sampling.prompts=["w5 w6"]', "sampling.max_new_tokens=3", "dpo_training.max_steps=1"]
+    assert train_dpo.main(["--config", str(config_file), *settings, "dataset.chat_template=true"]) == 0
+    (row, _) = (json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines())
+    assert row["prompt"] == "w1 <unk> w5 w6 </s> w1 <unk>"
+    plain = [*settings, f"dpo_training.save_dir={tmp_path / 'plain'}"]
+    assert train_dpo.main(["--config", str(config_file), *plain]) == 0
+    row = json.loads((tmp_path / "plain" / "samples.jsonl").read_text().splitlines()[0])
+    assert row["prompt"] == "w5 w6"
+
+
 def test_nowhere_to_report_to_is_none_or_null(config_file: Path, tmp_path: Path) -> None:
     assert train_dpo.main(["--config", str(config_file), "dpo_training.report=null"]) == 0
     assert not list((tmp_path / "run").rglob("events.out.tfevents.*"))

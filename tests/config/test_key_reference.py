@@ -78,7 +78,14 @@ def test_the_shipped_files_show_every_key_of_their_commands():
         path
         for path in every
         if path.startswith(
-            ("sft_training.", "rollout.", "peft.", "objective.add.", "dpo_training.keep_best.")
+            (
+                "sft_training.",
+                "rollout.",
+                "peft.",
+                "objective.add.",
+                "dpo_training.keep_best.",
+                "sampling.",
+            )
         )
     }
     # The second name of max_len: a file gives one of the two.
@@ -92,6 +99,7 @@ def test_the_shipped_files_show_every_key_of_their_commands():
         "peft",
         "dataset.mixture",
         "dpo_training.keep_best",
+        "sampling",
     }
     assert {path for path in every if path.startswith("sft_training.")} <= set(flat(shipped("sft")))
     nameable = {"rollout.scorers", "rollout.gpt4_oracle.prices"}
@@ -133,13 +141,13 @@ def has_words_above(lines, number):
     return False
 
 
-def test_the_commented_peft_section_of_the_shipped_file_is_its_default():
+@pytest.mark.parametrize("section", ["peft", "sampling"])
+def test_a_commented_section_of_the_shipped_file_is_its_default(section, tmp_path):
     text = (ROOT / "configs" / "dpo.yaml").read_text(encoding="utf-8")
-    lines = re.findall(r"^#     (\w+): +(\S+)", text, re.MULTILINE)
-    default = get_training_config({"policy_name": "m", "peft": {}}).to_dict()["peft"]
-    assert dict(lines) == {
-        key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in default.items()
-    }
+    (lines,) = re.findall(rf"^#   {section}:\n((?:#     .*\n)+)", text, re.MULTILINE)
+    default = get_training_config({"policy_name": "m", section: {}}).to_dict()[section]
+    (tmp_path / "section.yaml").write_text(lines.replace("#     ", ""), encoding="utf-8")
+    assert load_yaml(tmp_path / "section.yaml") == default
 
 
 def test_the_judge_takes_the_section_as_it_is_and_reads_the_verdicts_its_prompt_asks_for():

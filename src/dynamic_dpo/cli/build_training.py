@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dynamic_dpo.data.prepare import PreparedPreferences
     from dynamic_dpo.methods.base import PreferenceMethod
     from dynamic_dpo.models.adapters import ModelFiles
+    from dynamic_dpo.trainers.watch.sampling import Sampling
 
 # The trainer has no word for "only at the end".
 MORE_STEPS_THAN_ANY_RUN = 10**9
@@ -107,6 +108,35 @@ def trackers(report: str | Sequence[str] | None, key: str = "dpo_training.report
         remedies = "; ".join(f"{one.name}: {one.remedy}" for one in unusable)
         raise ConfigError(f"{key} asks for what is not installed or not set up here: {remedies}")
     return names
+
+
+def build_sampling(config: TrainingConfig, *, as_chat: bool) -> Sampling | None:
+    """Return what ``sampling`` asks a training to write, ``None`` where it asks for nothing.
+
+    Args:
+        config: Checked settings.
+        as_chat: Whether its texts are user's turns, as the rows are.
+
+    Raises:
+        ConfigError: If a scorer's function cannot be found.
+    """
+    section = config.sampling
+    if section is None:
+        return None
+    from dynamic_dpo.eval.judges.function import FunctionScorer
+    from dynamic_dpo.eval.judges.reward_model import RewardModelScorer
+    from dynamic_dpo.runs.samples import SamplingConfig
+    from dynamic_dpo.trainers.watch.sampling import Sampling
+
+    prompts = section.prompts
+    if prompts is not None and as_chat:
+        prompts = [[{"role": "user", "content": text}] for text in prompts]
+    scorers = {
+        name: RewardModelScorer(one.reward_model) if one.reward_model else FunctionScorer(str(one.function))
+        for name, one in section.scorers.items()
+    }
+    settings = SamplingConfig(**section.model_dump(exclude={"prompts", "scorers"}))
+    return Sampling(prompts, settings, scorers)
 
 
 def load_policy(config: TrainingConfig, files: ModelFiles) -> Any:

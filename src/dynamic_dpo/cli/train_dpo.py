@@ -58,6 +58,7 @@ def train_dpo(config: TrainingConfig) -> Any:
     from dynamic_dpo.cli.build_training import (
         build_method,
         build_peft_config,
+        build_sampling,
         check_device,
         dpo_arguments,
         load_policy,
@@ -75,6 +76,7 @@ def train_dpo(config: TrainingConfig) -> Any:
     from dynamic_dpo.utils.debug import log_dpo_debug_samples
 
     check_device(config)
+    sampling = build_sampling(config, as_chat=config.dataset.chat_template)
     policy, reference = find_policy(config.policy_name), find_policy(config.reference_name)
     peft_config = build_peft_config(config, policy)
     same_base = is_same_model(policy.base, reference.base)
@@ -120,6 +122,7 @@ def train_dpo(config: TrainingConfig) -> Any:
         reference_sync=config.read(ReferenceSync),
         keep_best=config.keep_best(),
         alarms=config.read(AlarmConfig),
+        sampling=sampling,
         pair_sets={name: figures["first_row"] for name, figures in prepared.report.get("sets", {}).items()},
     )
     if is_first_rank():

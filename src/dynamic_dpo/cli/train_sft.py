@@ -39,8 +39,8 @@ def train_sft(config: TrainingConfig) -> Any:
     """Run a whole fine-tuning.
 
     Args:
-        config: Checked settings; ``policy_name``, ``precision``, ``dataset``, ``sft_training`` and ``peft`` are
-            read.
+        config: Checked settings; ``policy_name``, ``precision``, ``dataset``, ``sft_training``, ``sampling`` and
+            ``peft`` are read.
 
     Returns:
         The trainer, after training, with the model saved and checked.
@@ -65,6 +65,7 @@ def train_sft(config: TrainingConfig) -> Any:
 
     from dynamic_dpo.cli.build_training import (
         build_peft_config,
+        build_sampling,
         check_device,
         common_arguments,
         load_policy,
@@ -84,6 +85,7 @@ def train_sft(config: TrainingConfig) -> Any:
     tokenizer = load_tokenizer(files.tokenizer)
     if data.chat_template:
         require_chat_template(tokenizer)
+    sampling = build_sampling(config, as_chat=bool(tokenizer.chat_template))
     prepared = prepare_sft(
         data.dataset_name,
         tokenizer,
@@ -116,6 +118,7 @@ def train_sft(config: TrainingConfig) -> Any:
         eval_dataset=prepared.validation,
         tokenizer=tokenizer,
         peft_config=peft_config,
+        sampling=sampling,
     )
     if is_first_rank():
         config.save(Path(section.save_dir) / CONFIG)

@@ -45,6 +45,7 @@ from dynamic_dpo.config.sections.methods import (
     with_method_sections,
 )
 from dynamic_dpo.config.sections.rollouts import RolloutSection
+from dynamic_dpo.config.sections.sampling import SamplingSection
 from dynamic_dpo.config.sections.training import (
     DatasetSection,
     DPOTrainingSection,
@@ -103,6 +104,7 @@ class TrainingConfig(_WithMethods):
     reference_sync: ReferenceSyncSection = Field(default_factory=ReferenceSyncSection)
     margin_log: MarginLogSection = Field(default_factory=MarginLogSection)
     alarms: AlarmsSection = Field(default_factory=AlarmsSection)
+    sampling: SamplingSection | None = Field(default=None)
     engine: EngineSection = Field(default_factory=EngineSection)
     peft: PeftSection | None = Field(default=None)
     rollout: RolloutSection = Field(default_factory=RolloutSection)

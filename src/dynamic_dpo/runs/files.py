@@ -29,6 +29,9 @@ CONTROLLER: Final = "controller.jsonl"
 ALARMS: Final = "raised_alarms.jsonl"
 """The alarms that the run's log has raised, one a line."""
 
+SAMPLES: Final = "samples.jsonl"
+"""What the policy wrote for fixed prompts while it was trained, one line a prompt and time."""
+
 CHECKPOINT_PREFIX: Final = "checkpoint-"
 """A checkpoint's folder is called this and the number of its step, as the Hugging Face trainer has it."""
 

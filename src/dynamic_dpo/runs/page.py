@@ -27,6 +27,7 @@ from dynamic_dpo.pages.shapes import (
 from dynamic_dpo.runs.files import PLOTS_FOLDER, REPORT
 from dynamic_dpo.runs.plots import Plot, draw_plots
 from dynamic_dpo.runs.record import RunRecord, as_number, read_run
+from dynamic_dpo.runs.samples_page import samples_over_time
 from dynamic_dpo.utils.durations import duration
 from dynamic_dpo.utils.files import write_text
 
@@ -89,7 +90,14 @@ def write_run_report(
         title or f"Run {run.folder.resolve().name}",
         _subtitle(run),
         # The page from top to bottom.
-        [_alarms(run), _figures(table or {}, run), _pictures(plots), _samples(samples or ()), _details(run)],
+        [
+            _alarms(run),
+            _figures(table or {}, run),
+            _pictures(plots),
+            _samples(samples or ()),
+            samples_over_time(run),
+            _details(run),
+        ],
         links=_addresses(links or {}, target.parent),
     )
     return write_text(target, html)

@@ -17,9 +17,11 @@ from dynamic_dpo.runs.files import (
     CONTROLLER,
     MARGIN_LOG_FOLDER,
     MARGINS,
+    SAMPLES,
     SUMMARY,
     TRAINER_STATE,
 )
+from dynamic_dpo.runs.samples import samples_in
 from dynamic_dpo.utils.json_lines import read_json_lines
 
 Record = dict[str, Any]
@@ -35,6 +37,7 @@ class RunRecord(NamedTuple):
         margins: Statistics of the margins, one object per controller update.
         controller: The controller's readings, one object per update; empty for a fixed beta.
         alarms: The alarms of the log, one object each.
+        samples: What the policy wrote while it was trained, one object a prompt and time.
     """
 
     folder: Path
@@ -43,6 +46,7 @@ class RunRecord(NamedTuple):
     margins: list[Record]
     controller: list[Record]
     alarms: list[Record]
+    samples: list[Record]
 
     def series(self, part: str, key: str) -> list[float]:
         """Return one number of every object of a part, NaN where it is missing or null.
@@ -83,7 +87,8 @@ def read_run(run_dir: str | Path) -> RunRecord:
         raise DataError(
             f"{folder}: log_history in {TRAINER_STATE} must be a list, got {type(history).__name__}"
         )
-    return RunRecord(folder, summary, history, margins, controller, _lines(folder / ALARMS))
+    samples = samples_in(folder / SAMPLES) if (folder / SAMPLES).exists() else []
+    return RunRecord(folder, summary, history, margins, controller, _lines(folder / ALARMS), samples)
 
 
 def as_number(value: object) -> float:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -344,6 +345,20 @@ class PolicyAndReference:
             stack.enter_context(adapters_off(self.model))
         stack.enter_context(inference(self.model if self.reference_model is None else self.reference_model))
         return stack
+
+    @contextmanager
+    def reference_at_hand(self) -> Iterator[Any]:
+        """Yield the reference as a model to compute with, ``None`` where it is not in memory.
+
+        A model of its own is kept by methods that run it beside the policy; under an adapter it is the policy's base.
+        """
+        if self.reference_model is not None and self.keeps_reference:
+            yield self.reference_model
+        elif self.base_is_reference:
+            with adapters_off(self.model):
+                yield self.model
+        else:
+            yield None
 
     def can_score_reference(self, *, policy_moved: bool) -> bool:
         """Return whether the reference can still be scored."""

@@ -60,6 +60,7 @@ from dynamic_dpo.trainers.sharding import same_number_of_batches
 from dynamic_dpo.trainers.step_shares import share_steps
 from dynamic_dpo.trainers.watch.alarming import RunAlarms
 from dynamic_dpo.trainers.watch.cost import RunCost
+from dynamic_dpo.trainers.watch.sampling import RunSamples, Sampling
 from dynamic_dpo.trainers.whole_step import WholeStep
 from dynamic_dpo.utils.files import write_text
 from dynamic_dpo.utils.process import prepare_process
@@ -106,6 +107,7 @@ class PreferenceTrainer(ResumableTrainer):
         compute_metrics: More metrics of an evaluation, from a `transformers.EvalPrediction` of all its pairs:
             ``predictions`` [N, 2] are the rewards of chosen and rejected answers, ``label_ids`` [N] the places of the
             preferred ones, 0.
+        sampling: For which prompts the policy writes samples while it is trained; ``None`` for none.
 
     Raises:
         ConfigError: If the arguments ask for something unsupported.
@@ -147,6 +149,7 @@ class PreferenceTrainer(ResumableTrainer):
         pair_sets: Mapping[str, int] | None = None,
         keep_best: KeepBest | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        sampling: Sampling | None = None,
     ) -> None:
         started = time.time()
         flush_denormal = prepare_process()
@@ -269,6 +272,9 @@ class PreferenceTrainer(ResumableTrainer):
         self.moving_reference = MovingReference(self.policy, self.reference_sync)
         if self.policy.moves_reference:
             self.add_callback(self.moving_reference)
+        if sampling is not None:
+            self.samples = RunSamples(self, sampling, reference=self.policy.reference_at_hand)
+            self.add_callback(self.samples)
 
     @property
     def ref_model(self) -> Any:

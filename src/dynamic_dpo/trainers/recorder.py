@@ -138,6 +138,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
             "margins_path": str(margin_log.margins_path) if margin_log else None,
             "controller_path": str(margin_log.controller_path) if margin_log else None,
             "fingerprints": self._fingerprints(),
+            "sampling": trainer.samples.summary() if trainer.samples else None,
             "keep_best": trainer.best_weights.best.summary() if trainer.best_weights else None,
         }
         write_run_summary(

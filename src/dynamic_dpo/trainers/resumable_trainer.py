@@ -22,6 +22,7 @@ from dynamic_dpo.trainers.checkpoints.whole import WholeCheckpoints, clear_disk_
 from dynamic_dpo.trainers.ranks import clear_rank_errors, on_main_process
 from dynamic_dpo.trainers.sharding import keep_float32, shard
 from dynamic_dpo.trainers.watch.progress import ProgressLine
+from dynamic_dpo.trainers.watch.sampling import RunSamples
 from dynamic_dpo.utils.signals import Interrupted, deferred, raise_if_requested
 
 logger = logging.getLogger("dynamic_dpo")
@@ -36,7 +37,10 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         checkpoints: The run's checkpoints.
         stopping: Whether a signal has asked the run to stop.
         log_state: What the next log entries are made of.
+        samples: What the policy writes while it is trained; ``None`` where it writes nothing.
     """
+
+    samples: RunSamples | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.checkpoints = WholeCheckpoints(self)
@@ -141,7 +145,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         self.checkpoints.begin_from(checkpoint)
         raise_if_requested()
         # A step is not cut in the middle: the signal is noted, and the step's end looks for it.
-        with deferred(), clear_rank_errors(), self.training_context():
+        writing = self.samples.opened() if self.samples is not None else nullcontext()
+        with deferred(), clear_rank_errors(), self.training_context(), writing:
             output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         self.finish_run()
         self.raise_if_stopped()
@@ -179,6 +184,13 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         if "train_loss" in logs:
             logs["train_loss"] = self.log_state.mean_loss()
         super().log(self.complete_entry(logs, start_time), start_time)
+
+    def log_beside(self, entry: dict[str, float]) -> None:
+        """Log an entry that is neither training's nor an evaluation's; what is gathered for those stays."""
+        is_due = self.control.should_log
+        Trainer.log(self, entry)
+        # A training entry that is due at this step is still to come.
+        self.control.should_log = is_due
 
     # ---- the end of a step ----
 
@@ -223,6 +235,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             self._save_after_epoch = False
         elif self.control.should_save and self._ends_again:
             self.control.should_save, self._save_after_epoch = False, True
+        if self.samples is not None and self.stopping.signal is None and self.samples.is_due(self.state):
+            self.samples.write()
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _evaluate(
@@ -240,6 +254,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             # Nothing was trained since the checkpoint, or at all: there is nothing to save.
             raise Interrupted(self.stopping.signal or 0) from None
         self.after_evaluation(metrics)
+        if self.samples is not None and self.samples.comes_with_evaluations:
+            self.samples.write()
         if self.has_finished():
             self.control.should_training_stop = True
             if has_begun and self.args.save_strategy != SaveStrategy.NO:

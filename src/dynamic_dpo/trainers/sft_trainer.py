@@ -20,6 +20,7 @@ from dynamic_dpo.trainers.arguments import check_parallelism
 from dynamic_dpo.trainers.checkpoints.log_state import json_number
 from dynamic_dpo.trainers.checkpoints.whole import clear_reading_errors
 from dynamic_dpo.trainers.resumable_trainer import ResumableTrainer
+from dynamic_dpo.trainers.watch.sampling import RunSamples, Sampling
 from dynamic_dpo.utils.files import write_json
 from dynamic_dpo.utils.secrets import keep_tokens_unsaved
 
@@ -61,6 +62,7 @@ def build_sft_trainer(
     eval_dataset: Any = None,
     tokenizer: Any,
     peft_config: Any = None,
+    sampling: Sampling | None = None,
 ) -> Any:
     """Return a TRL trainer whose loss is on completion tokens only.
 
@@ -72,6 +74,7 @@ def build_sft_trainer(
         eval_dataset: The same for evaluation, or ``None``.
         tokenizer: The tokenizer; a missing padding token becomes the end-of-sequence token.
         peft_config: A `peft` configuration, or ``None`` for full fine-tuning.
+        sampling: For which prompts the model writes samples while it is trained; ``None`` for none.
 
     Returns:
         The trainer, its data tokenised.
@@ -108,6 +111,9 @@ def build_sft_trainer(
     )
     hold_trained_weights_in_float32(trainer.model, autocast=args.bf16 or args.fp16)
     _drop_rows_without_completion(trainer, args.max_length)
+    if sampling is not None:
+        trainer.samples = RunSamples(trainer, sampling)
+        trainer.add_callback(trainer.samples)
     return trainer
 
 

@@ -123,14 +123,11 @@ class RolloutPromptsSection(_PromptKeys):  # type: ignore[misc]
     exclude_split: str = Field(default="test", min_length=1, description="Split of these sets.")
 
 
-class RolloutScorerSection(Section):
-    """One scorer of several, with judge scorers; give it a reward model or a function."""
+class ScorerSection(Section):
+    """A scorer; give it a reward model or a function."""
 
     reward_model: str | None = Field(default=None, description="Reward model: hub name or folder.")
     function: str | None = Field(default=None, description="Function, as rollout.function.")
-    weight: float = Field(
-        default=1.0, description="What its score is multiplied with before the scores are added up."
-    )
 
     @field_validator("function")
     @classmethod
@@ -138,6 +135,14 @@ class RolloutScorerSection(Section):
         if (value is None) == (info.data.get("reward_model") is None):
             refuse("or reward_model must be given, and not both")
         return value
+
+
+class RolloutScorerSection(ScorerSection):
+    """One scorer of several, with judge scorers; give it a reward model or a function."""
+
+    weight: float = Field(
+        default=1.0, description="What its score is multiplied with before the scores are added up."
+    )
 
 
 class RolloutPairsSection(settings_section("rollout.pairs", PairingSettings, own=True)):  # type: ignore[misc]

@@ -56,9 +56,16 @@ class _Row(NamedTuple):
     key: int
 
 
-class _Written(NamedTuple):
-    ids: tuple[int, ...]
-    stop_id: int | None
+class WrittenIds(NamedTuple):
+    """One output as token ids.
+
+    Attributes:
+        token_ids: Without the stop token.
+        stop_token_id: The token by which it stopped; ``None`` where it was cut.
+    """
+
+    token_ids: tuple[int, ...]
+    stop_token_id: int | None
 
 
 def generate(
@@ -103,16 +110,87 @@ def generate(
         DataError: If a prompt is unusable or leaves the model no room for ``max_new_tokens``.
         ModelError: If the model is no decoder-only model with a cache, or the template is missing or wrong.
     """
+    rendered = [render_prompt(tokenizer, prompt) for prompt in prompts]
+    written = continue_ids(
+        model,
+        tokenizer,
+        rendered,
+        names=[prompt_key(prompt) for prompt in prompts],
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        do_sample=do_sample,
+        batch_size=batch_size,
+        num_samples=num_samples,
+        seed=seed,
+        progress=progress,
+    )
+    return [
+        Generation(
+            prompt=prompts[place // num_samples],
+            sample=place % num_samples,
+            text=tokenizer.decode(output.token_ids, clean_up_tokenization_spaces=False),
+            token_ids=output.token_ids,
+            finished=output.stop_token_id is not None,
+            num_prompt_tokens=len(rendered[place // num_samples]),
+            finish_reason="length" if output.stop_token_id is None else "stop",
+            stop_token_id=output.stop_token_id,
+        )
+        for place, output in enumerate(written)
+    ]
+
+
+def continue_ids(
+    model: Any,
+    tokenizer: Any,
+    rendered: Sequence[Sequence[int]],
+    *,
+    names: Sequence[str],
+    max_new_tokens: int,
+    min_new_tokens: int = 0,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    do_sample: bool = True,
+    batch_size: int = 16,
+    num_samples: int = 1,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[WrittenIds]:
+    """Write ``num_samples`` outputs behind every row of token ids; the rest is as in `generate`.
+
+    Args:
+        model: See `generate`.
+        tokenizer: Says which tokens end an output.
+        rendered: Token ids of each prompt, at least one.
+        names: What stands for each prompt in its outputs' random numbers, such as `prompt_key`.
+        max_new_tokens: See `generate`, as for all that follow.
+        min_new_tokens: Shortest output.
+        temperature: Divides the logits.
+        top_p: Probability of the nucleus.
+        do_sample: Whether tokens are drawn.
+        batch_size: Outputs written side by side.
+        num_samples: Outputs per prompt.
+        seed: Seed of the sampling.
+        progress: Whether a terminal gets a progress bar.
+
+    Returns:
+        The outputs, those of a prompt together, prompts in the given order.
+
+    Raises:
+        ConfigError: If a number is out of its range.
+        DataError: If a prompt leaves the model no room.
+        ModelError: If the model is no decoder-only model with a cache.
+    """
     _check_settings(max_new_tokens, temperature, top_p, batch_size, num_samples)
     if not 0 <= min_new_tokens <= max_new_tokens:
         raise ConfigError(
             f"generation.min_new_tokens must lie in [0, {max_new_tokens}] (max_new_tokens), got {min_new_tokens}"
         )
-    rendered = [tuple(render_prompt(tokenizer, prompt)) for prompt in prompts]
     _check_room(model, rendered, max_new_tokens)
     rows = [
-        _Row(number * num_samples + sample, ids, row_key(seed, prompt_key(prompt), sample))
-        for number, (prompt, ids) in enumerate(zip(prompts, rendered, strict=True))
+        _Row(number * num_samples + sample, tuple(ids), row_key(seed, name, sample))
+        for number, (name, ids) in enumerate(zip(names, rendered, strict=True))
         for sample in range(num_samples)
     ]
     # Like lengths side by side waste no padding; the longest first, so that memory runs out now or never.
@@ -127,7 +205,7 @@ def generate(
             return logits.argmax(dim=-1)
         return sample_tokens(logits, keys, step, temperature=temperature, top_p=top_p)
 
-    written: dict[int, _Written] = {}
+    written: dict[int, WrittenIds] = {}
     # disable=None shows the bar on a terminal only.
     bar = tqdm(total=len(rows), desc="Generating", unit="output", disable=None if progress else True)
     with bar, _evaluating(model), torch.inference_mode():
@@ -138,19 +216,7 @@ def generate(
             )
             written.update((row.place, output) for row, output in zip(batch, outputs, strict=True))
             bar.update(len(batch))
-    return [
-        Generation(
-            prompt=prompts[place // num_samples],
-            sample=place % num_samples,
-            text=tokenizer.decode(written[place].ids, clean_up_tokenization_spaces=False),
-            token_ids=written[place].ids,
-            finished=written[place].stop_id is not None,
-            num_prompt_tokens=len(rendered[place // num_samples]),
-            finish_reason="length" if written[place].stop_id is None else "stop",
-            stop_token_id=written[place].stop_id,
-        )
-        for place in range(len(rows))
-    ]
+    return [written[place] for place in range(len(rows))]
 
 
 def _write_batch(
@@ -160,7 +226,7 @@ def _write_batch(
     stop_ids: list[int],
     max_new_tokens: int,
     next_tokens: Callable[[Tensor, Tensor, int], Tensor],
-) -> list[_Written]:
+) -> list[WrittenIds]:
     """Decode one batch, reading equal prompts once; rows that have stopped leave it."""
     distinct = list(dict.fromkeys(row.ids for row in rows))
     decoder = Decoder(model)
@@ -189,7 +255,7 @@ def _write_batch(
             decoder.select(index)
             tokens = tokens[index]
         logits = decoder.step(tokens)
-    return [_Written(tuple(row), stopped) for row, stopped in zip(ids, stop_id, strict=True)]
+    return [WrittenIds(tuple(row), stopped) for row, stopped in zip(ids, stop_id, strict=True)]
 
 
 def _check_settings(

@@ -114,7 +114,9 @@ class ProgressLine(TrainerCallback):  # type: ignore[misc]
             self._seen |= numbers
         # Of several evaluation sets the one without a name stands in the line.
         self._seen |= {name: value for name, value in numbers.items() if name == "eval_loss"}
-        if is_evaluation:
+        if "samples/length" in numbers:
+            self._write_samples(state, numbers)
+        elif is_evaluation:
             self._write_evaluation(state, numbers)
         elif self._bar is None:
             self._write("  ".join([_place(state), *self._parts(state).values()]))
@@ -176,6 +178,18 @@ class ProgressLine(TrainerCallback):  # type: ignore[misc]
                 parts.pop()
             self._write("  ".join(parts))
 
+    def _write_samples(self, state: Any, numbers: Mapping[str, float]) -> None:
+        parts = [
+            _place(state),
+            f"samples: {numbers['samples/length']:.1f} tokens",
+            f"{100 * numbers['samples/stopped']:.0f} % stopped",
+            f"repetition {numbers['samples/repetition']:.2f}",
+            f"written in {_seconds(numbers['speed/sampling_seconds'])}",
+        ]
+        while self._bar is not None and len("  ".join(parts)) >= columns_of(self._stream):
+            parts.pop()
+        self._write("  ".join(parts))
+
     def _write(self, line: str) -> None:
         tqdm.write(line, file=self._stream)
         self._stream.flush()
@@ -210,6 +224,10 @@ def progress_line(step: int, steps: int, parts: Mapping[int, str], *, columns: i
     full = cells * min(step, steps) // max(steps, 1)
     bar, rest = "━" * full, "╌" * (cells - full)
     return f"\x1b[32m{bar}\x1b[0m{rest} {line}" if coloured else f"{bar}{rest} {line}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else duration(seconds)
 
 
 def _place(state: Any) -> str:
