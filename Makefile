@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 WORKERS ?= 2
 
-.PHONY: setup quickstart test test-slow test-served test-gpu coverage check lint types walls docs rooms bench bench-more bench-gpu experiment after-training families torture clean
+.PHONY: setup quickstart test test-slow test-served test-gpu coverage check lint types walls docs docs-site rooms bench bench-more bench-gpu experiment after-training families torture clean
 
 setup: $(READY)
 
@@ -36,7 +36,7 @@ test-served: $(READY)
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu -o addopts="--strict-markers --strict-config" tests
 
-check: lint types walls docs
+check: lint types walls docs docs-site
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -54,6 +54,10 @@ docs: $(READY)
 	$(BIN)/python -m dynamic_dpo.config.key_reference | diff - docs/configuration.md
 	# So are the pictures of the rooms, from the code's imports.
 	$(BIN)/python scripts/draw_rooms.py --check
+
+docs-site: $(READY)
+	# Every page, link and anchor; written into runs/site.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 rooms: $(READY)
 	# Draws the pictures of docs/architecture.md anew.
