@@ -104,6 +104,8 @@ class JudgementRecord(_Record):
         completion_tokens: The same of the replies.
         cost: Money by the price table; 0 without one.
         strong: Whether the judge called the winner much better, where its labels tell that apart.
+        prob_tie: Probability of a tie, where ``prob_first`` is known and the judge may call one.
+        meta: Fields of an imported judgement that have no place here, kept for its way out.
     """
 
     key: str
@@ -120,6 +122,37 @@ class JudgementRecord(_Record):
     completion_tokens: int = 0
     cost: float = 0.0
     strong: bool = False
+    prob_tie: float = 0.0
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON types; what only imported judgements have is left out of others."""
+        value = super().to_json()
+        return value if self.meta else {key: item for key, item in value.items() if key != "meta"}
+
+    def preference(self, model: str) -> float | None:
+        """Return how surely the judge preferred a model: 1 for sure, 0 the other one for sure, a tie counts half.
+
+        Args:
+            model: ``first`` or ``second``.
+
+        Returns:
+            By the verdict token's probabilities where they are known, else by the verdict; ``None`` for an invalid
+            one.
+
+        Example:
+            >>> JudgementRecord("k", "p", 0, "j", "x", "y", "B", prob_first=0.25, prob_tie=0.125).preference("y")
+            0.6875
+            >>> JudgementRecord("k", "p", 0, "j", "x", "y", "B").preference("y")
+            1.0
+        """
+        if self.verdict == "invalid":
+            return None
+        if self.prob_first is None:
+            first = {"A": 1.0, "B": 0.0}.get(self.verdict, 0.5)
+        else:
+            first = self.prob_first + self.prob_tie / 2
+        return first if model == self.first else 1.0 - first
 
     @property
     def winner(self) -> str | None:

@@ -196,6 +196,54 @@ def test_annotations_come_back_as_what_was_judged(tmp_path: Path) -> None:
     assert {(o.id, o.model, o.text) for o in back.outputs} == {(o.id, o.model, o.text) for o in OUTPUTS}
 
 
+def test_a_file_of_annotations_goes_through_unchanged(tmp_path: Path) -> None:
+    # Weights that no two decimals hold; numbers that a sum of parts would move; fields that our records do not have.
+    weights = [1.0000000191, 1.999999999999, 1.1 + 1 / 3, 1.5, 2.0, 1, None, 1.4999999999999998, 0]
+    entries = [
+        annotation(
+            instruction=f"Question {number}",
+            preference=weight,
+            dataset="koala",
+            annotator="weighted_gpt4",
+            price_per_example=0.1 + number / 3,
+            time_per_example=1 / 7,
+            date="2024-05-01",
+            raw_completion={"text": "M", "logprobs": {"content": [{"token": "M", "logprob": -1e-7}]}},
+        )
+        for number, weight in enumerate(weights)
+    ]
+    back = import_alpaca_annotations(stored(tmp_path / "in.json", entries))
+    path = export_alpaca_annotations(
+        tmp_path / "out.json", *back, model="new", baseline="old", judge="weighted_gpt4"
+    )
+    assert json.loads(path.read_text()) == entries
+    again = import_alpaca_annotations(path)
+    assert again.judgements == back.judgements
+
+
+def test_weights_are_averaged_over_both_orders(tmp_path: Path) -> None:
+    asked = [
+        judged(BIKE.id, "new", "old", "A", prob_first=0.875),
+        judged(BIKE.id, "old", "new", "A", prob_first=0.5, prob_tie=0.25),
+    ]
+    path = export_alpaca_annotations(
+        tmp_path / "a.json", PROMPTS, OUTPUTS, asked, model="new", baseline="old", judge="judge"
+    )
+    # .875 in one order, 1 - .5 - .25/2 = .375 in the other.
+    assert json.loads(path.read_text())[0]["preference"] == 1.625
+
+
+def test_annotations_stand_in_the_order_of_the_prompts(tmp_path: Path) -> None:
+    asked = [judged(prompt.id, "old", "new", "A") for prompt in PROMPTS]
+    for order in (PROMPTS, PROMPTS[::-1]):
+        path = export_alpaca_annotations(
+            tmp_path / "a.json", order, OUTPUTS, asked, model="new", baseline="old", judge="judge"
+        )
+        assert [item["instruction"] for item in json.loads(path.read_text())] == list(
+            map(instruction_of, order)
+        )
+
+
 def test_one_baseline_output_against_several_models_stays_one(tmp_path: Path) -> None:
     entries = [
         annotation(),

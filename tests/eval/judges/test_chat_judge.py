@@ -73,7 +73,7 @@ def test_the_judge_asks_by_its_template_and_keeps_the_reason(server: ScriptedSer
     judge = make_judge(server)
     assert isinstance(judge, Judge)
     reply = judge.ask(PROMPT, "Gently.", "With care.")
-    assert reply == (Verdict.A, "A is safer.", None, 120, 9, False)
+    assert reply == (Verdict.A, "A is safer.", None, 120, 9, False, 0.0)
     [request] = server.requests
     system, question = request["body"]["messages"]
     assert system == {"role": "system", "content": judge_template("hh-v1").system}
@@ -347,7 +347,7 @@ def test_the_likeliest_verdict_counts_and_its_probability_is_kept(server: Script
     server.add(completion("Close.\nVerdict: A", logprobs=spelled))
     reply = make_judge(server, logprobs=True).ask(PROMPT, "x", "y")
     assert reply.verdict is Verdict.B
-    assert reply.prob_first == pytest.approx(0.3)
+    assert (reply.prob_first, reply.prob_tie) == (pytest.approx(0.3), pytest.approx(0.1))
     assert server.requests[0]["body"]["top_logprobs"] == 5
 
 

@@ -25,7 +25,6 @@ from dynamic_dpo.eval.exchange.files import (
 )
 from dynamic_dpo.eval.lint import lint_output
 from dynamic_dpo.eval.records import JudgementRecord, OutputRecord, PromptRecord
-from dynamic_dpo.eval.statistics.comparisons import Counts
 from dynamic_dpo.utils.files import write_text
 from dynamic_dpo.utils.hashing import content_hash
 
@@ -126,12 +125,16 @@ def export_alpaca_annotations(
 ) -> Path:
     """Write verdicts as AlpacaEval's annotations, the baseline as output 1 and the model as output 2.
 
-    AlpacaEval knows one number for a question: 1 for output 1, 2 for output 2, between them for doubt. Both orders
-    of ours are averaged into it; a question without a valid verdict gets ``null``, which AlpacaEval leaves out.
+    AlpacaEval knows one number for a question: 1 for output 1, 2 for output 2, between them for doubt. It is the
+    judge's weight where the verdict token's probabilities are known, else the verdict; both orders of ours are
+    averaged into it. A question without a valid verdict gets ``null``, which AlpacaEval leaves out. What
+    `import_alpaca_annotations` has read goes out with every number unchanged, fields included that have no place in
+    our records.
 
     Args:
         path: The file.
-        prompts: The prompts.
+        prompts: The prompts. Their order is that of the entries, for AlpacaEval finds the difficulty of an
+            instruction by its place.
         outputs: The outputs that were judged.
         judgements: Any judgements; others than those between the two models by this judge are passed over.
         model: Becomes ``generator_2``.
@@ -142,16 +145,13 @@ def export_alpaca_annotations(
         DataError: If there is no such judgement, or a prompt or output is missing.
     """
     by_id = {prompt.id: prompt for prompt in prompts}
+    places = {prompt.id: place for place, prompt in enumerate(prompts)}
     texts = {(output.id, output.sample, output.model): output.text for output in outputs}
+    questions = questions_between(judgements, model, baseline, judge)
     entries = []
-    for (prompt_id, sample), records in questions_between(judgements, model, baseline, judge).items():
-        counts = Counts()
-        for record in records:
-            counts += Counts(
-                wins=record.winner == model,
-                losses=record.winner == baseline,
-                ties=record.verdict == "tie",
-            )
+    for prompt_id, sample in sorted(questions, key=lambda asked: (places.get(asked[0], -1), asked[1])):
+        records = questions[prompt_id, sample]
+        weights = [weight for record in records if (weight := record.preference(model)) is not None]
         prompt = prompt_of(by_id, prompt_id)
         entries.append(
             {
@@ -162,9 +162,10 @@ def export_alpaca_annotations(
                 "generator_2": model,
                 "dataset": prompt.category or "",
                 "annotator": judge,
-                "preference": 1.0 + counts.rate if counts.num_valid else None,
+                "preference": 1.0 + math.fsum(weights) / len(weights) if weights else None,
                 "raw_completion": "\n\n".join(record.reason for record in records if record.reason),
                 "price_per_example": math.fsum(record.cost for record in records),
+                **(records[0].meta if len(records) == 1 else {}),
             }
         )
     return _write_json(path, entries)
@@ -175,7 +176,8 @@ def import_alpaca_annotations(path: str | Path, prompts: Sequence[PromptRecord] 
 
     AlpacaEval does not say which output the annotator saw first: every judgement comes back with output 1 first,
     so nothing can be learned from it about position bias. A weighted preference becomes a verdict for the side it
-    leans to, with ``prob_first`` beside it; AlpacaEval's own win rate averages the weights instead.
+    leans to, with its weight in ``prob_first``, which the weighted win rate averages. What has no place in a record
+    (dates, seconds, the judge's reply as tokens) is in its ``meta``.
 
     Args:
         path: The file.
@@ -194,16 +196,17 @@ def import_alpaca_annotations(path: str | Path, prompts: Sequence[PromptRecord] 
             )
         texts = [string_field(entry, f"output_{k}", place, may_be_empty=True) for k in (1, 2)]
         verdict, prob_first = _preference(entry.get("preference"), place)
-        judge = entry.get("annotator")
+        judge, reply = entry.get("annotator"), entry.get("raw_completion")
         reader.judge(
             prompt.id,
             judge if isinstance(judge, str) and judge else "alpaca_eval",
             models,
             texts,
             verdict=verdict,
-            reason=str(entry.get("raw_completion") or ""),
+            reason=reply if isinstance(reply, str) else "",
             prob_first=prob_first,
             cost=number_or_none(entry.get("price_per_example")) or 0.0,
+            meta=_without_a_place(entry),
         )
     return reader.imported()
 
@@ -270,6 +273,22 @@ def _preference(value: Any, place: str) -> tuple[str, float | None]:
     if number in (0, 1.5):
         return "tie", None
     return ("A" if number < 1.5 else "B"), (None if number in (1, 2) else 2.0 - number)
+
+
+_WITH_A_PLACE = (
+    "instruction", "input", "output_1", "generator_1", "output_2", "generator_2", "dataset", "annotator", "preference"
+)  # fmt: skip
+
+
+def _without_a_place(entry: Entry) -> dict[str, Any]:
+    """Return the fields of an entry that a record cannot hold as they are."""
+    rest = {key: value for key, value in entry.items() if key not in _WITH_A_PLACE}
+    if isinstance(entry.get("raw_completion"), str):
+        del rest["raw_completion"]
+    if number_or_none(entry.get("price_per_example")) is not None:
+        del rest["price_per_example"]
+    # An older sign of a tie than 1.5.
+    return rest | ({"preference": entry["preference"]} if entry.get("preference") == 0 else {})
 
 
 def _text(texts: Mapping[tuple[str, int, str], str], prompt_id: str, sample: int, model: str) -> str:

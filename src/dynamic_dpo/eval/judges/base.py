@@ -26,6 +26,7 @@ class Reply(NamedTuple):
         prompt_tokens: Tokens of the question; 0 where nobody counts them.
         completion_tokens: Tokens of the reply; 0 where nobody counts them.
         strong: Whether the judge called the better output much better, where its labels tell that apart.
+        prob_tie: Probability of a tie, where ``prob_first`` is known and a tie may be called.
     """
 
     verdict: Verdict
@@ -34,6 +35,7 @@ class Reply(NamedTuple):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     strong: bool = False
+    prob_tie: float = 0.0
 
 
 class ShownPair(NamedTuple):

@@ -115,7 +115,9 @@ class OracleJudge:
         if probs is not None:
             # Of equally likely verdicts the one that was written stands.
             verdict = max(probs, key=lambda label: (probs[label], label is reading.verdict))
-        return Reply(verdict, reading.reason, probs[Verdict.A] if probs else None, *usage)
+        if probs is None:
+            return Reply(verdict, reading.reason, None, *usage)
+        return Reply(verdict, reading.reason, probs[Verdict.A], *usage, prob_tie=probs[Verdict.TIE])
 
     def close(self) -> None:
         """Give the server's connections back."""

@@ -123,4 +123,5 @@ def record_of(key: str, question: Question, judge: str, reply: Reply, *, attempt
         prob_first=reply.prob_first,
         attempts=attempts,
         strong=reply.strong,
+        prob_tie=reply.prob_tie,
     )
