@@ -32,7 +32,8 @@ def build_plan(config: EvaluationConfig) -> EvaluationPlan:
     require_statistics("evaluate")
     return EvaluationPlan(
         folder=Path(config.output.dir),
-        prompts=data.model_dump(),
+        # Without keys that earlier versions did not know: their folders are to be found again.
+        prompts={key: value for key, value in data.model_dump().items() if key != "categories" or value},
         models=[
             ModelSpec(
                 name,

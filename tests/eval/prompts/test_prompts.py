@@ -206,3 +206,16 @@ def test_real_rows_give_conversations_that_wait_for_the_assistant(shared_folder:
     assert len({prompt.id for prompt in found.prompts}) == 64
     assert {prompt.messages[-1]["role"] for prompt in found.prompts} == {"user"}
     assert {prompt.category for prompt in found.prompts} == {"harmless"}
+
+
+def test_prompts_of_some_categories_alone_are_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "question.jsonl"
+    kinds = ("hard_prompt", "creative_writing", "hard_prompt")
+    path.write_text(
+        "".join(json.dumps({"uid": n, "category": k, "prompt": f"Q{n}"}) + "\n" for n, k in enumerate(kinds))
+    )
+    found = load_prompts(str(path), categories=["hard_prompt"])
+    assert sorted(prompt.meta["uid"] for prompt in found.prompts) == ["0", "2"]
+    assert found.report["categories"] == {"hard_prompt": 2}
+    with pytest.raises(DataError, match=r"\(coding\); there are: creative_writing, hard_prompt"):
+        load_prompts(str(path), categories=["coding"])

@@ -51,6 +51,9 @@ class EvaluationDatasetSection(Section):
         "their content.",
     )
     meta_fields: list[str] = Field(default=[], description="Fields copied to the results as they are.")
+    categories: list[str] | None = Field(
+        default=None, min_length=1, description="Prompts of these categories alone; null: of all."
+    )
     quarantine_max_share: float = Field(
         default=0.05, ge=0, le=1, description="Largest share of unusable rows before it is an error."
     )
@@ -62,7 +65,8 @@ class EvaluatedModelSection(Section):
     path: str = Field(
         min_length=1,
         description="Hub name, folder (of a LoRA adapter too), .gguf file, package:NAME or a server's name of it; "
-        "dataset:reference for the prompts' known answers, outputs:FILE for outputs in AlpacaEval's form.",
+        "dataset:reference for the prompts' known answers, outputs:FILE for outputs in AlpacaEval's form or, in a "
+        ".jsonl, Arena-Hard's and MT-Bench's.",
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit on the hub.")
     prompt_template: str | None = Field(

@@ -1,7 +1,8 @@
 """Models of an evaluation that need no generation: a set's known answers, and outputs written elsewhere.
 
 ``dataset:reference`` stands for the prompts' known answers, ``outputs:FILE`` for a file in AlpacaEval's form
-(``instruction``, ``output``, ``generator``), here, on the hub or in an installed package (see ``data.named_files``).
+(``instruction``, ``output``, ``generator``) or, where its name ends in ``.jsonl``, in the form of Arena-Hard's and
+MT-Bench's ``model_answer``, here, on the hub or in an installed package (see ``data.named_files``).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 from dynamic_dpo.data.named_files import local_file
 from dynamic_dpo.errors import DataError
-from dynamic_dpo.eval.exchange import import_alpaca_outputs
+from dynamic_dpo.eval.exchange import answers_to_prompt, import_alpaca_outputs, import_answers
 from dynamic_dpo.eval.lint import lint_output
 from dynamic_dpo.eval.model_spec import ModelSpec
 from dynamic_dpo.eval.records import OutputRecord, PromptRecord
@@ -93,6 +94,8 @@ def ready_outputs(spec: ModelSpec, prompts: Sequence[PromptRecord]) -> ModelOutp
         return ModelOutputs([_output(spec, prompt.id, 0, prompt.reference or "") for prompt in prompts], {})
     path = _file(spec)
     _read(path)
+    if path.suffix == ".jsonl":
+        return _answers(spec, path, prompts)
     found = import_alpaca_outputs(path).outputs
     names = sorted({output.model for output in found})
     if len(names) > 1:
@@ -112,6 +115,19 @@ def ready_outputs(spec: ModelSpec, prompts: Sequence[PromptRecord]) -> ModelOutp
         for output in by_prompt.get(prompt.id, [])
     ]
     left_out = {prompt.id: f"no output in {path.name}" for prompt in prompts if prompt.id not in by_prompt}
+    return ModelOutputs(outputs, left_out)
+
+
+def _answers(spec: ModelSpec, path: Path, prompts: Sequence[PromptRecord]) -> ModelOutputs:
+    found = import_answers(path)
+    answers = {prompt.id: answers_to_prompt(found, prompt) for prompt in prompts}
+    if prompts and not any(answers.values()):
+        raise DataError(
+            f"{path} has no answer to any of the {len(prompts)} prompts: its lines are found by the prompts' uid or "
+            "question_id; are its questions from dataset.name?"
+        )
+    outputs = [_output(spec, id_, 0, turns[0]) for id_, turns in answers.items() if turns]
+    left_out = {id_: f"no answer in {path.name}" for id_, turns in answers.items() if not turns}
     return ModelOutputs(outputs, left_out)
 
 

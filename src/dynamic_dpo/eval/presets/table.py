@@ -11,6 +11,9 @@ from typing import Final
 
 PRESETS: Final[dict[str, str]] = {
     "alpaca_eval_2": "AlpacaEval 2: 805 instructions, against GPT-4 Turbo (gpt4_1106_preview).",
+    "arena_hard": "Arena-Hard 2.0: 500 hard prompts, against o3-mini (o3_mini_2025_01_31).",
+    "arena_hard_0_1": "Arena-Hard 0.1: 500 prompts, against GPT-4 (gpt_4_0314).",
+    "arena_hard_creative": "Arena-Hard 2.0: 250 prompts of creative writing, against Gemini (gemini_2_0_flash_001).",
 }
 """Name to what it evaluates, in a sentence."""
 

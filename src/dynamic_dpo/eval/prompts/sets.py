@@ -53,6 +53,7 @@ def load_prompts(
     summary_field: str | None = None,
     id_field: str | None = None,
     meta_fields: Sequence[str] = (),
+    categories: Sequence[str] | None = None,
     quarantine_max_share: float = 0.05,
     report_dir: str | os.PathLike[str] | None = None,
 ) -> PromptSet:
@@ -68,6 +69,7 @@ def load_prompts(
         summary_field: Field of the known answer, which every row must then have; ``None``: found, may be missing.
         id_field: Field of an identifier to keep; two different prompts with one identifier are an error of the row.
         meta_fields: Fields to keep.
+        categories: Prompts of which categories are drawn from; ``None`` for all.
         quarantine_max_share: Largest share of unusable rows accepted, in [0, 1].
         report_dir: Folder for ``quarantine.jsonl`` and ``data_report.json``; ``None`` writes neither.
 
@@ -88,7 +90,16 @@ def load_prompts(
             quarantine = ledger.open_source(f"{part} [{split}]", len(rows))
             fields = PromptFields(post_field, summary_field, id_field, tuple(meta_fields), category_of(part))
             num_read += _collect(iter_rows(rows), fields, found, quarantine)
-    drawn = draw(found.values(), max_samples, seed)
+    wanted = list(found.values())
+    if categories is not None:
+        wanted = [prompt for prompt in wanted if prompt.category in set(categories)]
+        if not wanted:
+            there = ", ".join(sorted({prompt.category or "none" for prompt in found.values()}))
+            raise DataError(
+                f"no prompt of {name} has a category of dataset.categories ({', '.join(categories)}); there are: "
+                f"{there}"
+            )
+    drawn = draw(wanted, max_samples, seed)
     report = {
         "kind": "prompts",
         "sources": ledger.sources(),
