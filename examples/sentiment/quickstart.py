@@ -223,6 +223,7 @@ def evaluate(before: list[Generation], after: list[Generation], folder: Path) ->
             created=time.strftime("%Y-%m-%d %H:%M:%S"),
             baseline=BEFORE,
             num_questions=len(questions),
+            order_blind=[judge.name],
             provenance={"judge": judge.fingerprint(), "settings": SAMPLING},
         ),
     )

@@ -23,7 +23,7 @@ from dynamic_dpo.eval.statistics.agreement import judge_agreement
 from dynamic_dpo.eval.statistics.bradley_terry import bradley_terry
 from dynamic_dpo.eval.statistics.comparisons import Comparison, Counts
 from dynamic_dpo.eval.statistics.length_control import CAVEAT, length_controlled_win_rate
-from dynamic_dpo.eval.statistics.paired_tests import holm, mcnemar_test, sign_test
+from dynamic_dpo.eval.statistics.paired_tests import holm, mcnemar_test
 from dynamic_dpo.eval.statistics.position_bias import position_bias
 from helpers_judgements import comparison, judged, width
 
@@ -33,14 +33,7 @@ WON, LOST, TIED = Counts(wins=1), Counts(losses=1), Counts(ties=1)
 # Paired tests
 
 
-def test_the_sign_test_counts_prompts_and_leaves_ties_out() -> None:
-    result = sign_test(comparison(*[WON] * 8, Counts(wins=3, losses=1), LOST, TIED, Counts(wins=2, losses=2)))
-    assert (result.better, result.worse, result.equal) == (9, 1, 2)
-    assert result.p_value == pytest.approx(2 * (1 + 10) / 2**10)
-
-
 def test_nothing_decided_is_no_evidence() -> None:
-    assert sign_test(comparison(TIED, Counts(invalid=1))).p_value == 1.0
     assert mcnemar_test(comparison(TIED), comparison(TIED)).p_value == 1.0
 
 

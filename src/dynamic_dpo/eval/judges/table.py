@@ -21,10 +21,12 @@ class JudgeKind(NamedTuple):
             settings by keyword.
         settings: Keys of the section ``judge`` that the kind reads. ``gpt4_oracle`` is that section as a whole,
             ``device`` is ``generation.device``.
+        sees_order: Whether one question shows the judge both outputs, so that their order can sway it.
     """
 
     maker: str
     settings: tuple[str, ...]
+    sees_order: bool = True
 
 
 JUDGES: Final[dict[str, JudgeKind]] = {
@@ -41,9 +43,11 @@ JUDGES: Final[dict[str, JudgeKind]] = {
         ),
     ),
     "reward_model": JudgeKind(
-        "reward_model:reward_model_judge", ("reward_model", "batch_size", "tie_tolerance", "device")
+        "reward_model:reward_model_judge",
+        ("reward_model", "batch_size", "tie_tolerance", "device"),
+        sees_order=False,
     ),
-    "function": JudgeKind("function:function_judge", ("function", "tie_tolerance")),
+    "function": JudgeKind("function:function_judge", ("function", "tie_tolerance"), sees_order=False),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,7 @@ class EvaluationData:
         num_resamples: Of the bootstrap.
         seed: Of the bootstrap and of the draw of samples to show.
         arena: How Arena-Hard's score is computed, where it is.
+        order_blind: Judges that see one output at a time, as a score does: no order can sway them.
         num_shown: Most prompts to show with their outputs.
     """
 
@@ -52,4 +53,5 @@ class EvaluationData:
     num_resamples: int = 2000
     seed: int = 0
     arena: ArenaSettings = field(default_factory=ArenaSettings)
+    order_blind: Collection[str] = ()
     num_shown: int = 12

@@ -16,8 +16,9 @@ from dynamic_dpo.eval.report.arena import arena_section
 from dynamic_dpo.eval.report.data import EvaluationData
 from dynamic_dpo.eval.report.figures import box_plot, frontier_plot, interval_bar, share_bar
 from dynamic_dpo.eval.report.samples import samples
-from dynamic_dpo.eval.report.summary import EvaluationSummary, JudgeSummary, PairSummary
+from dynamic_dpo.eval.report.summary import EvaluationSummary, PairSummary
 from dynamic_dpo.eval.report.words import finding_sentences, p_value, percent, percent_interval
+from dynamic_dpo.eval.statistics.position_bias import PositionBias
 from dynamic_dpo.eval.statistics.win_rate import WinRate
 from dynamic_dpo.pages.shapes import (
     alarm,
@@ -70,6 +71,7 @@ def _win_rates(data: EvaluationData, summary: EvaluationSummary) -> Markup:
     ]
     header = (
         "comparison", "won", "lost", "tied", "invalid", "won of decided", "prompts won : lost", "p", "p (Holm)",
+        "prompts needed",
     )  # fmt: skip
     return section(
         "win-rates",
@@ -80,7 +82,19 @@ def _win_rates(data: EvaluationData, summary: EvaluationSummary) -> Markup:
         card(
             rows(*(_win_rate_row(pair, name_judge) for pair in summary.pairs), scale=SHARES), *at_equal_length
         ),
-        card(table(header, [_counts(pair, name_judge) for pair in summary.pairs])),
+        card(
+            table(header, [_counts(pair, name_judge) for pair in summary.pairs]),
+            note(
+                "the chance of a rate at least as far from 50 %, if neither model were better; it is below "
+                f"{1 - data.confidence:.3g} exactly where the interval leaves 50 % out.",
+                lead="p:",
+            ),
+            note(
+                "how many prompts like these would show a difference as large as the observed one in four of five "
+                "evaluations.",
+                lead="Prompts needed:",
+            ),
+        ),
     )
 
 
@@ -115,9 +129,10 @@ def _counts(pair: PairSummary, name_judge: bool) -> tuple[object, ...]:
         f"{result.model} against {result.baseline}" + (f", {result.judge}" if name_judge else ""),
         *(f"{number:,}" for number in (counts.wins, counts.losses, counts.ties, counts.invalid)),
         f"{percent(result.decisive)} ({percent_interval(result.decisive_interval)})",
-        f"{pair.test.better} : {pair.test.worse}",
-        p_value(pair.test.p_value),
+        f"{result.prompts.wins} : {result.prompts.losses}",
+        p_value(result.p_value),
         p_value(pair.p_holm),
+        "–" if result.num_needed is None else f"{result.num_needed:,}",
     )
 
 
@@ -197,32 +212,32 @@ def _lengths(data: EvaluationData, summary: EvaluationSummary) -> Markup:
 
 
 def _order(data: EvaluationData, summary: EvaluationSummary) -> Markup:
-    if not summary.judges:
+    swayed = [(judge.name, judge.bias) for judge in summary.judges if judge.bias is not None]
+    if not swayed:
         return NOTHING
     meanings = (
         ("same", "same verdict in both orders"),
         ("half", "a tie in one order"),
         ("flipped", "another model when the order changed"),
     )
-    has_both = any(judge.bias.num_pairs for judge in summary.judges)
+    has_both = any(bias.num_pairs for _, bias in swayed)
     return section(
         "order",
         "Does the order matter?",
         "A judge without position bias chooses the first output in half of its decided verdicts, and the same "
         "model in both orders.",
-        card(rows(*map(_order_rows, summary.judges)), *([legend(meanings)] if has_both else [])),
+        card(rows(*(_order_rows(*judge) for judge in swayed)), *([legend(meanings)] if has_both else [])),
     )
 
 
-def _order_rows(judge: JudgeSummary) -> Markup:
-    bias = judge.bias
+def _order_rows(name: str, bias: PositionBias) -> Markup:
     lines = row(
-        judge.name,
+        name,
         "chose the output shown first",
         interval_bar(
             bias.first_share,
             bias.first_interval,
-            label=f"{judge.name} chose the first: {percent(bias.first_share)}",
+            label=f"{name} chose the first: {percent(bias.first_share)}",
         ),
         percent(bias.first_share),
         f"({percent_interval(bias.first_interval)})",

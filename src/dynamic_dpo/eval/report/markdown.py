@@ -17,6 +17,7 @@ from dynamic_dpo.eval.report.arena import (
 from dynamic_dpo.eval.report.data import EvaluationData
 from dynamic_dpo.eval.report.summary import EvaluationSummary
 from dynamic_dpo.eval.report.words import finding_sentences, p_value, percent, percent_interval
+from dynamic_dpo.eval.statistics.position_bias import PositionBias
 from dynamic_dpo.eval.statistics.win_rate import WinRate
 from dynamic_dpo.pages.text import shown
 
@@ -40,7 +41,8 @@ def _win_rates(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
         return []
     header = (
         "judge", "model", "against", "prompts", "W", "L", "T", "invalid", "win rate",
-        f"{100 * data.confidence:g} % interval", "W/(W+L)", "at equal length", "p (Holm)",
+        f"{100 * data.confidence:g} % interval", "W/(W+L)", "at equal length", "p", "p (Holm)",
+        "prompts needed",
     )  # fmt: skip
     rows = [
         (
@@ -57,7 +59,9 @@ def _win_rates(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
             "–"
             if pair.controlled is None
             else f"{percent(pair.controlled.rate)} ({percent_interval(pair.controlled.interval)})",
+            p_value(pair.overall.p_value),
             p_value(pair.p_holm),
+            "–" if pair.overall.num_needed is None else f"{pair.overall.num_needed:,}",
         )
         for pair in summary.pairs
     ]
@@ -126,15 +130,19 @@ def _judges(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
             judge.name,
             f"{judge.num_judgements:,}",
             judge.num_invalid,
-            percent(judge.bias.first_share),
-            percent(judge.bias.consistency),
-            percent(judge.bias.flip_rate),
+            *_order(judge.bias),
             f"{judge.prompt_tokens + judge.completion_tokens:,}",
             f"{judge.cost:.4g}",
         )
         for judge in summary.judges
     ]
     return ["## Judges\n", _table(header, rows)]
+
+
+def _order(bias: PositionBias | None) -> tuple[str, str, str]:
+    if bias is None:
+        return ("sees no order", "–", "–")
+    return percent(bias.first_share), percent(bias.consistency), percent(bias.flip_rate)
 
 
 def _strengths(data: EvaluationData, summary: EvaluationSummary) -> list[str]:

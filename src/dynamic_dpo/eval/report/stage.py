@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from dynamic_dpo.eval.collected import Evaluated, collect
 from dynamic_dpo.eval.folder import EvaluationFolder
+from dynamic_dpo.eval.judges.table import JUDGES
 from dynamic_dpo.eval.judging.stage import IDENTICAL_REASON
 from dynamic_dpo.eval.plan import EvaluationPlan
 from dynamic_dpo.eval.report.data import EvaluationData
@@ -83,6 +84,7 @@ def report_data(plan: EvaluationPlan, done: Evaluated) -> EvaluationData:
         num_resamples=statistics.bootstrap,
         seed=statistics.seed,
         arena=statistics.arena_hard,
+        order_blind=() if _sees_order(done.fingerprint) else (done.judge,),
     )
 
 
@@ -152,6 +154,11 @@ def _provenance(plan: EvaluationPlan, done: Evaluated) -> dict[str, Mapping[str,
             "duplicates": prompts["duplicates"],
         },
     }
+
+
+def _sees_order(fingerprint: Mapping[str, Any]) -> bool:
+    kind = JUDGES.get(str(fingerprint.get("kind")))
+    return kind is None or kind.sees_order
 
 
 def _orders(plan: EvaluationPlan) -> str:

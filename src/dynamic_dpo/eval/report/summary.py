@@ -21,7 +21,7 @@ from dynamic_dpo.eval.statistics.arena.score import ArenaResult, arena_result
 from dynamic_dpo.eval.statistics.bradley_terry import BradleyTerry, bradley_terry
 from dynamic_dpo.eval.statistics.comparisons import Comparison, compare, distinct, model_pairs
 from dynamic_dpo.eval.statistics.length_control import LengthControlledWinRate, length_controlled_win_rate
-from dynamic_dpo.eval.statistics.paired_tests import PairedTest, holm, mcnemar_test, sign_test
+from dynamic_dpo.eval.statistics.paired_tests import PairedTest, holm, mcnemar_test
 from dynamic_dpo.eval.statistics.position_bias import PositionBias, position_bias
 from dynamic_dpo.eval.statistics.win_rate import WinRate, win_rate, win_rate_by_category
 
@@ -37,14 +37,12 @@ class PairSummary:
         overall: The win rate over all prompts.
         by_category: The same by category; empty unless there are at least two.
         controlled: The win rate at equal lengths; ``None`` where the texts are not there.
-        test: The sign test by prompt.
-        p_holm: Its p-value after Holm's correction for all pairs of this judge.
+        p_holm: The win rate's p-value after Holm's correction for all pairs of this judge.
     """
 
     overall: WinRate
     by_category: dict[str, WinRate]
     controlled: LengthControlledWinRate | None
-    test: PairedTest
     p_holm: float
 
 
@@ -94,7 +92,7 @@ class JudgeSummary:
         prompt_tokens: Tokens read; 0 where the judge counts none.
         completion_tokens: Tokens written.
         cost: Money by the price table; 0 without one.
-        bias: Its dependence on the order.
+        bias: Its dependence on the order; ``None`` for a judge that sees none.
         strengths: Bradley-Terry strengths; ``None`` for fewer than three models.
     """
 
@@ -105,7 +103,7 @@ class JudgeSummary:
     prompt_tokens: int
     completion_tokens: int
     cost: float
-    bias: PositionBias
+    bias: PositionBias | None
     strengths: BradleyTerry | None
 
 
@@ -197,19 +195,17 @@ def _arena(judge: str, judgements: Sequence[JudgementRecord], data: EvaluationDa
 def _pairs(
     comparisons: Sequence[Comparison], judgements: Sequence[JudgementRecord], data: EvaluationData
 ) -> list[PairSummary]:
-    tests = [sign_test(comparison) for comparison in comparisons]
-    corrected = holm({str(number): test.p_value for number, test in enumerate(tests)})
+    overall = [win_rate(comparison, confidence=data.confidence) for comparison in comparisons]
+    corrected = holm({str(number): result.p_value for number, result in enumerate(overall)})
     categories = {prompt.id: prompt.category for prompt in data.prompts}
     summaries = []
-    for comparison, test, p_holm in zip(comparisons, tests, corrected.values(), strict=True):
-        kind = {"confidence": data.confidence, "num_resamples": data.num_resamples, "seed": data.seed}
-        by_category = win_rate_by_category(comparison, categories, **kind)  # type: ignore[arg-type]
+    for comparison, result, p_holm in zip(comparisons, overall, corrected.values(), strict=True):
+        by_category = win_rate_by_category(comparison, categories, confidence=data.confidence)
         summaries.append(
             PairSummary(
-                overall=win_rate(comparison, **kind),  # type: ignore[arg-type]
+                overall=result,
                 by_category=by_category if len(by_category) > 1 else {},
                 controlled=_controlled(comparison, judgements, data),
-                test=test,
                 p_holm=p_holm,
             )
         )
@@ -297,7 +293,7 @@ def _judge(name: str, judgements: Sequence[JudgementRecord], data: EvaluationDat
         completion_tokens=sum(record.completion_tokens for record in own),
         # Sorted, for a sum of floats must not depend on the order of the file.
         cost=sum(sorted(record.cost for record in own)),
-        bias=position_bias(own, name, confidence=data.confidence),
+        bias=(None if name in data.order_blind else position_bias(own, name, confidence=data.confidence)),
         strengths=(
             bradley_terry(own, confidence=data.confidence, num_resamples=data.num_resamples, seed=data.seed)
             if len(judged) >= 3

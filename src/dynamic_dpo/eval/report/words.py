@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from dynamic_dpo.eval.report.summary import PairSummary
 from dynamic_dpo.eval.statistics.resampling import Interval
+from dynamic_dpo.eval.statistics.win_rate import WinRate
 
 
 def percent(value: float) -> str:
@@ -52,21 +53,26 @@ def verdict_sentence(pair: PairSummary, *, num_pairs: int = 1, name_judge: bool 
         return f"Nothing is known about {model} against {baseline}{by}: no judgement was valid."
     on = f"on {result.num_prompts:,} prompt{'' if result.num_prompts == 1 else 's'}{by}"
     low, high = result.interval
+    apart = f"{model} and {baseline} cannot be told apart {on}"
     if low <= 0.5 <= high:
-        return (
-            f"{model} and {baseline} cannot be told apart {on}: the interval holds everything from "
-            f"{percent(low)} to {percent(high)}."
-        )
+        found = f"{apart}: the interval holds everything from {percent(low)} to {percent(high)}."
+        return f"{found} {_needed(result)}" if result.num_needed else found
     better, worse = (model, baseline) if result.rate > 0.5 else (baseline, model)
     least = low if result.rate > 0.5 else 1.0 - high
-    found = f"{better} is preferred to {worse} {on}: in at least {percent(least)} of cases, by the interval"
     # One of many intervals leaves out 50 % by chance; the corrected test says whether this one may be such.
-    if num_pairs > 1 and pair.p_holm > 1.0 - result.confidence:
-        found += (
-            f" alone; corrected for {num_pairs} comparisons, the sign test does not bear it out "
-            f"(p {p_value(pair.p_holm)})"
+    if pair.p_holm > 1.0 - result.confidence:
+        return (
+            f"{apart} once {num_pairs} comparisons are allowed for (p {p_value(pair.p_holm)}): by its own interval "
+            f"alone, {better} would be preferred in at least {percent(least)} of cases."
         )
-    return found + "."
+    return f"{better} is preferred to {worse} {on}: in at least {percent(least)} of cases, by the interval."
+
+
+def _needed(result: WinRate) -> str:
+    return (
+        f"If the difference were as large as it looks ({100 * abs(result.rate - 0.5):.1f} points), "
+        f"{result.num_needed:,} prompts like these would show it in four of five evaluations."
+    )
 
 
 def finding_sentences(pairs: Sequence[PairSummary]) -> list[str]:

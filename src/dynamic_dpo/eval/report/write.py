@@ -23,11 +23,12 @@ from dynamic_dpo.eval.statistics.win_rate import WinRate
 from dynamic_dpo.pages.text import shown
 from dynamic_dpo.utils.files import write_json, write_text
 
-FORMAT_VERSION = 1
 ARENA_FILE = "arena_hard.csv"
+FORMAT_VERSION = 2
 CSV_COLUMNS = (  # noqa: SIM905
     "judge model baseline category prompts wins losses ties invalid win_rate win_rate_low win_rate_high decisive "
-    "decisive_low decisive_high length_controlled length_controlled_low length_controlled_high sign_p sign_p_holm"
+    "decisive_low decisive_high length_controlled length_controlled_low length_controlled_high p p_holm "
+    "prompts_needed"
 ).split()
 
 
@@ -87,10 +88,11 @@ def csv_rows(summary: EvaluationSummary) -> str:
         at_equal_length = ["", "", ""]
         if pair.controlled is not None:
             at_equal_length = _with_ends(pair.controlled.rate, pair.controlled.interval)
-        tests = [repr(pair.test.p_value), repr(pair.p_holm)]
-        writer.writerow([*_counts(pair.overall, ""), *at_equal_length, *tests])
+        writer.writerow(
+            [*_counts(pair.overall, ""), *at_equal_length, *_test(pair.overall, repr(pair.p_holm))]
+        )
         for name, part in pair.by_category.items():
-            writer.writerow([*_counts(part, name), *["", "", ""], *["", ""]])
+            writer.writerow([*_counts(part, name), *["", "", ""], *_test(part, "")])
     return buffer.getvalue()
 
 
@@ -103,6 +105,10 @@ def _counts(result: WinRate, category: str) -> list[object]:
         *_with_ends(result.rate, result.interval),
         *_with_ends(result.decisive, result.decisive_interval),
     ]
+
+
+def _test(result: WinRate, p_holm: str) -> list[object]:
+    return [repr(result.p_value), p_holm, "" if result.num_needed is None else result.num_needed]
 
 
 def _with_ends(value: float, interval: Interval) -> list[str]:

@@ -1,7 +1,7 @@
-"""Tests of whether one model is better than another on the same prompts, and Holm's correction for several tests.
+"""McNemar's test of two methods with a common baseline, and Holm's correction for several tests.
 
-A prompt counts once, by its judgements taken together; tied prompts say nothing about a direction and are left to
-the counts. How large a difference is, the win rate and its interval say: a p-value does not.
+A prompt counts once, by its judgements taken together; prompts that both or neither won say nothing about a
+direction. Whether a model is better than the baseline itself is the win rate's own test (``rate_distribution``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class PairedTest:
     """An exact two-sided test on prompts that two models share.
 
     Attributes:
-        name: The question, such as ``new against old``.
+        name: The question, such as ``one against two, by wins over base``.
         better: Prompts that speak for the first model.
         worse: Prompts that speak for the second.
         equal: Prompts that speak for neither.
@@ -30,27 +30,6 @@ class PairedTest:
     worse: int
     equal: int
     p_value: float
-
-
-def sign_test(comparison: Comparison) -> PairedTest:
-    """Test whether a model wins more prompts against its baseline than it loses.
-
-    Args:
-        comparison: What was judged.
-
-    Example:
-        >>> from dynamic_dpo.eval.statistics.comparisons import Counts
-        >>> won = {f"p{n}": Counts(wins=1) for n in range(9)} | {"q": Counts(losses=1)}
-        >>> round(sign_test(Comparison("new", "old", "judge", won)).p_value, 5)  # 2 (1 + 10) / 2**10
-        0.02148
-    """
-    from scipy.stats import binomtest
-
-    prompts = comparison.prompts
-    uneven = prompts.wins + prompts.losses
-    p_value = float(binomtest(prompts.wins, uneven).pvalue) if uneven else 1.0
-    name = f"{comparison.model} against {comparison.baseline}"
-    return PairedTest(name, prompts.wins, prompts.losses, prompts.ties, p_value)
 
 
 def mcnemar_test(first: Comparison, second: Comparison) -> PairedTest:

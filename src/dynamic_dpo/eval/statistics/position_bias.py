@@ -86,9 +86,7 @@ def position_bias(
             winners.setdefault(question, {}).setdefault(record.first, record.winner)
     # "First" against "second" is a comparison like any other, and its interval has the same clusters.
     result = win_rate(
-        Comparison("first", "second", judge, dict(sorted(by_prompt.items()))),
-        confidence=confidence,
-        num_resamples=100,
+        Comparison("first", "second", judge, dict(sorted(by_prompt.items()))), confidence=confidence
     )
     both = [tuple(by_first.values()) for by_first in winners.values() if len(by_first) == 2]
     consistent = sum(one == two for one, two in both)

@@ -1,4 +1,4 @@
-"""The bootstrap over prompts on which every interval of an evaluation stands.
+"""The bootstrap over prompts, for figures that have to be fitted anew on every resample.
 
 Prompts are resampled whole, with all their orders and samples, by smooth weights (Rubin's Bayesian bootstrap);
 one further prompt, half won and half lost, is resampled with them. Without it 32 wins of 32 would give an
@@ -83,10 +83,19 @@ def check_settings(*, confidence: float, num_resamples: int) -> None:
     Raises:
         ConfigError: If ``confidence`` is outside (0, 1) or there are fewer than 100 resamples.
     """
-    if not 0 < confidence < 1:
-        raise ConfigError(f"statistics.confidence must lie in (0, 1), got {confidence}; 0.95 is usual")
+    check_confidence(confidence)
     if num_resamples < 100:
         raise ConfigError(
             f"the bootstrap needs at least 100 resamples to know the ends of an interval, got {num_resamples}; "
             "2000 is usual"
         )
+
+
+def check_confidence(confidence: float) -> None:
+    """Refuse a confidence that gives no interval.
+
+    Raises:
+        ConfigError: If it is outside (0, 1).
+    """
+    if not 0 < confidence < 1:
+        raise ConfigError(f"statistics.confidence must lie in (0, 1), got {confidence}; 0.95 is usual")
