@@ -13,11 +13,14 @@ from transformers import TrainerCallback
 from dynamic_dpo.engine.config import EngineConfig
 from dynamic_dpo.methods.dpo import DPO, DPOMethodConfig
 from dynamic_dpo.runs.alarms import AlarmConfig
+from dynamic_dpo.runs.samples import SamplingConfig
 from dynamic_dpo.trainers import PreferenceTrainer
+from dynamic_dpo.trainers.watch.sampling import Sampling
 from tiny import VOCAB, tiny_llama, training_arguments, word_tokenizer
 
 STEPS, PAIRS_PER_STEP, NUM_HELD_OUT = 300, 8, 64
 LEARNING_RATE = 5e-4
+SAMPLES = Sampling(settings=SamplingConfig(every=10, max_new_tokens=32))
 LOW, HIGH = range(4, VOCAB // 2), range(VOCAB // 2, VOCAB)
 
 
@@ -40,7 +43,8 @@ def pairs(kind: str, count: int, seed: int) -> Dataset:
             chosen, rejected = [5] * len(chosen), [draw.randrange(4, VOCAB) for _ in range(20)]
         elif kind == "same":
             rejected = list(chosen)
-        rows.append((prompt, [*chosen, 2], [*rejected, 2]))
+        # A template that never stops has written the chosen answers.
+        rows.append((prompt, chosen if kind == "endless" else [*chosen, 2], [*rejected, 2]))
     prompts, chosens, rejecteds = zip(*rows, strict=True)
     return Dataset.from_dict(
         {
@@ -50,6 +54,23 @@ def pairs(kind: str, count: int, seed: int) -> Dataset:
             "row": list(range(count)),
         }
     )
+
+
+def stopping_llama(seed: int) -> Any:
+    """Return a tiny model that was taught to write such answers and to end them: most of its samples stop."""
+    model, draw = tiny_llama(seed=seed), random.Random(seed)
+    rows = [[*row["prompt_ids"], *row["chosen_ids"]] for row in pairs("healthy", 256, seed + 2000)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        batch = draw.sample(rows, 32)
+        width = max(map(len, batch))
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in batch])
+        mask = ids != 0
+        loss = model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(~mask, -100)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
 
 
 class Damage(TrainerCallback):  # type: ignore[misc]
@@ -75,9 +96,11 @@ def make(
     alarms: AlarmConfig | None = None,
     beta: float = 0.1,
     damaged_at: int | None = None,
+    stops: bool = False,
+    sampling: Sampling | None = None,
     **arguments: Any,
 ) -> PreferenceTrainer:
-    """Return the trainer of the first ``steps`` of a run of `STEPS`."""
+    """Return the trainer of the first ``steps`` of a run of `STEPS`; ``stops``: of a model that ends its samples."""
     settings: dict[str, Any] = {
         "max_steps": steps,
         "per_device_train_batch_size": PAIRS_PER_STEP,
@@ -91,7 +114,7 @@ def make(
         "disable_tqdm": True,
     }
     return PreferenceTrainer(
-        model=tiny_llama(seed=seed),
+        model=stopping_llama(seed) if stops else tiny_llama(seed=seed),
         args=training_arguments(folder, **(settings | arguments)),
         train_dataset=pairs(kind, int(STEPS * PAIRS_PER_STEP / epochs), seed),
         eval_dataset=pairs("healthy" if kind == "shuffled" else kind, NUM_HELD_OUT, seed + 1000),
@@ -99,5 +122,6 @@ def make(
         method=DPO(DPOMethodConfig(beta=beta)),
         engine=EngineConfig(self_check=False),
         alarms=alarms,
+        sampling=sampling,
         callbacks=[] if damaged_at is None else [Damage(damaged_at)],
     )

@@ -57,6 +57,36 @@ def test_each_number_is_held_against_its_threshold(
     assert name not in [one.name for one in alarms_of(history(above), AlarmConfig(**{name: None}))]
 
 
+def sampled(
+    length: float = 20.0, stopped: float = 0.9, repetition: float = 0.1, **more: Any
+) -> dict[str, Any]:
+    return {"samples/length": length, "samples/stopped": stopped, "samples/repetition": repetition, **more}
+
+
+@pytest.mark.parametrize(
+    ("name", "below", "above"),
+    [
+        ("sample_length", {"length": 40.0}, {"length": 40.1}),
+        ("repetition", {"repetition": 0.29}, {"repetition": 0.31}),
+        ("missing_stops", {"stopped": 0.51}, {"stopped": 0.49}),
+    ],
+)
+def test_samples_are_held_against_the_first_ones(
+    name: str, below: dict[str, float], above: dict[str, float]
+) -> None:
+    # The last samples, not the ones before: each time is measured from the first.
+    start = [sampled(step=0), HEALTHY | {"step": 5}, sampled(step=10, **below)]
+    assert alarms_of(start) == []
+    (alarm,) = alarms_of([*start, sampled(step=20, **above), sampled(step=30, **above)])
+    assert (alarm.name, alarm.step, alarm.limit) == (name, 20, getattr(AlarmConfig(), name))
+    assert alarm.sentence.endswith(f"(alarms.{name} is {alarm.limit:g})")
+    assert alarms_of([*start, sampled(**above)], AlarmConfig(**{name: None})) == []  # type: ignore[arg-type]
+
+
+def test_samples_of_no_length_are_no_measure() -> None:
+    assert alarms_of([sampled(length=0.0), sampled(length=50.0)]) == []
+
+
 def evaluated(training: list[float], held_out: list[float]) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = []
     for number, (accuracy, of_held_out) in enumerate(zip(training, held_out, strict=True), start=1):

@@ -79,6 +79,26 @@ class AlarmConfig:
         gt=0,
         le=1,
     )
+    sample_length: float | None = setting(
+        2.0,
+        "How many times the first samples' mean length that of later ones may be; null: any.",
+        key="alarms.sample_length",
+        gt=1,
+    )
+    repetition: float | None = setting(
+        0.2,
+        "By how much the repetition rate of samples may stand above that of the first ones; null: any.",
+        key="alarms.repetition",
+        gt=0,
+        le=1,
+    )
+    missing_stops: float | None = setting(
+        0.4,
+        "By how much the share of samples that end by themselves may lie below that of the first ones; null: any.",
+        key="alarms.missing_stops",
+        gt=0,
+        le=1,
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -120,6 +140,7 @@ class AlarmWatch:
         self._first_loss: float | None = None
         self._first_accuracy: float | None = None
         self._accuracies: list[float] = []
+        self._first_samples: Entry = {}
 
     def see(self, entry: Entry) -> list[Alarm]:
         """Return the alarms that an entry raises for the first time.
@@ -158,6 +179,16 @@ class AlarmWatch:
             training = sum(self._accuracies) / len(self._accuracies)
             if training > self._first_accuracy:
                 yield "accuracy_gap", training - held_out, _gap
+        yield from self._findings_in_samples(entry)
+
+    def _findings_in_samples(self, entry: Entry) -> Iterator[tuple[str, float, Callable[[float], str]]]:
+        first = self._first_samples
+        if length := _number(first, "samples/length"):
+            yield "sample_length", _number(entry, "samples/length") / length, _length
+        repetition = _number(entry, "samples/repetition") - _number(first, "samples/repetition")
+        yield "repetition", repetition, _repetition
+        stopped = _number(first, "samples/stopped") - _number(entry, "samples/stopped")
+        yield "missing_stops", stopped, _missing_stops
 
     def _remember(self, entry: Entry) -> None:
         norm, accuracy = _number(entry, "grad_norm"), _number(entry, "rewards/accuracies")
@@ -173,6 +204,8 @@ class AlarmWatch:
         self._num_entries += "loss" in entry
         if "eval_rewards/accuracies" in entry:
             self._accuracies = []
+        if "samples/length" in entry and not self._first_samples:
+            self._first_samples = entry
 
 
 def alarms_of(history: Iterable[Entry], config: AlarmConfig | None = None) -> list[Alarm]:
@@ -240,6 +273,29 @@ def _gap(value: float) -> str:
     return (
         f"accuracy on training pairs has risen and stands {value:.2f} above that on held-out pairs: the policy "
         "learns the pairs by heart. Stop earlier, train fewer epochs, or look at the labels"
+    )
+
+
+def _length(value: float) -> str:
+    return (
+        f"samples are {value:.1f} times as long as the first ones: preference for length is learned, or stops are "
+        "unlearned. Look at them, compare the lengths of chosen and rejected answers, or take a method that weighs "
+        "by length"
+    )
+
+
+def _repetition(value: float) -> str:
+    return (
+        f"samples repeat themselves: their rate stands {value:.2f} above that of the first ones. Look at them, lower "
+        "the learning rate, raise beta, or stop earlier"
+    )
+
+
+def _missing_stops(value: float) -> str:
+    return (
+        f"the share of samples that end by themselves lies {value:.2f} below that of the first ones: the policy "
+        "unlearns to stop. Look whether chosen answers end in the stop token: a template may leave it out, or the "
+        "limit of length cut it off"
     )
 
 

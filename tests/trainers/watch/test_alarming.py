@@ -13,7 +13,7 @@ import torch
 from dynamic_dpo.errors import RunStopped
 from dynamic_dpo.runs.alarms import AlarmConfig
 from dynamic_dpo.trainers.watch.alarming import RunAlarms
-from sick_runs import STEPS, make
+from sick_runs import SAMPLES, STEPS, make
 
 SICK: dict[str, tuple[dict[str, Any], set[str]]] = {
     # What differs from the healthy run, and which alarms it must raise.
@@ -24,6 +24,10 @@ SICK: dict[str, tuple[dict[str, Any], set[str]]] = {
     "shuffled labels": ({"kind": "shuffled", "epochs": 30, "rate": 1e-3}, {"accuracy_gap"}),
     "both answers the same": ({"kind": "same"}, {"zero_margins"}),
     "damaged weights": ({"damaged_at": 15}, {"gradient_jump", "loss_rise"}),
+    "a template that never stops": (
+        {"kind": "endless", "rate": 2e-3, "stops": True, "sampling": SAMPLES},
+        {"missing_stops", "sample_length"},
+    ),
 }
 
 
@@ -50,15 +54,17 @@ def test_a_sick_run_raises_its_alarm_within_a_tenth_of_it(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stops", [False, True])
 @pytest.mark.parametrize("seed", range(20))
-def test_a_healthy_run_raises_none(tmp_path: Path, seed: int) -> None:
-    trainer = make(tmp_path, seed=seed)
+def test_a_healthy_run_raises_none(tmp_path: Path, seed: int, stops: bool) -> None:
+    trainer = make(tmp_path, seed=seed, stops=stops, sampling=SAMPLES)
     trainer.train()
     assert trainer.state.global_step == STEPS
     assert trainer.alarms.raised == []
     assert not (tmp_path / "raised_alarms.jsonl").exists()
     last = [entry for entry in trainer.state.log_history if "eval_rewards/accuracies" in entry][-1]
     assert last["eval_rewards/accuracies"] > 0.75  # It has learned something.
+    assert len([entry for entry in trainer.state.log_history if "samples/length" in entry]) == STEPS // 10 + 1
 
 
 def test_stop_saves_ends_and_lets_the_resumed_run_go_on(tmp_path: Path) -> None:
