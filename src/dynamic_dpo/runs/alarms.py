@@ -265,7 +265,8 @@ def _loss(value: float) -> str:
 def _zeros(value: float) -> str:
     return (
         f"{100 * value:.0f} % of the pairs have a margin of exactly 0 although the policy has moved: it may be "
-        "compared with itself, the learning rate may be 0, or both answers may be the same"
+        "compared with itself, completions may be masked away, the learning rate may be 0, or both answers may be "
+        "the same. dpo_training.debug_samples writes what the model sees"
     )
 
 

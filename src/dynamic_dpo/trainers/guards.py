@@ -1,7 +1,7 @@
 """What stops a run that has gone wrong, before its numbers are believed.
 
-Margins that are not finite, margins that are not zero before the first step, and margins that stay exactly zero
-after it. The guard changes nothing itself.
+Margins that are not finite, and margins that are not zero before the first step. The guard changes nothing itself.
+Of margins that stay exactly zero after it, an alarm speaks: `dynamic_dpo.runs.alarms`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ class MarginGuard:
         self.num_bad_gradients = 0
         self.step_is_bad = False
         self.policy_moved = False
-        self._warned_of_zeros = False
 
     def state_dict(self) -> dict[str, int]:
         """Return the counts, which belong to the run and not to the process."""
@@ -75,8 +74,6 @@ class MarginGuard:
         # A trainer may train twice: its second run's step 0 is not the policy's start.
         if step == 0 and not self.policy_moved and self.start_arithmetic is not None:
             self._check_start(margins[finite], num_tokens[finite], self.start_arithmetic)
-        elif self.policy_moved and not self._warned_of_zeros:
-            self._check_zeros(margins)
 
     def check_gradient(self, norm: float, rows: list[int], *, step: int) -> bool:
         """Check the norm of a step's gradient before the optimizer uses it.
@@ -136,14 +133,4 @@ class MarginGuard:
                 f"{str(arithmetic).removeprefix('torch.')}: they differ in weights, dtype, dropout (or what else the "
                 "model draws in training) or adapter. If the stored reference log-probabilities are stale, remove "
                 "the folder engine.reference_dir points to"
-            )
-
-    def _check_zeros(self, margins: Tensor) -> None:
-        share = float((margins == 0).float().mean())
-        if share > 0.5:
-            self._warned_of_zeros = True
-            logger.warning(
-                "%.0f %% of the margins are exactly 0 although the policy has moved: completions may be masked "
-                "away or nothing is being trained; look at the debug samples",
-                100 * share,
             )
