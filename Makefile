@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 WORKERS ?= 2
 
-.PHONY: setup quickstart test test-slow test-served test-gpu coverage check lint types walls docs docs-site rooms bench bench-more bench-gpu experiment after-training families torture clean
+.PHONY: setup quickstart test test-slow test-served test-gpu coverage check lint types walls docs docs-site rooms bench bench-more bench-gpu experiment experiment-sentiment after-training families torture clean
 
 setup: $(READY)
 
@@ -80,6 +80,10 @@ after-training: $(READY)
 # The bandit of docs/results.md. Goes on where it was interrupted; EXPERIMENT="--quick" takes under two minutes.
 experiment: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.bandit $(EXPERIMENT)
+
+# The same methods on a language model: hours; goes on where it was interrupted. EXPERIMENT="--quick": minutes.
+experiment-sentiment: $(READY)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m experiments.sentiment $(EXPERIMENT)
 
 torture: $(READY)
 	# Kills, full disks, damage and dying ranks at full counts; prints the table of docs/reliability.md.
