@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import random
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -253,10 +255,26 @@ def test_train_sft_names_settings_of_pairs_and_reads_the_templates(
 
 
 def test_help_lists_every_key_with_its_default(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train_dpo.main(["--config", str(config_file), "--help"]) == 0
+    assert train_dpo.main(["--config", str(config_file), "--help-all"]) == 0
     text = capsys.readouterr().out
     for key in ("risk_test.lambda = 0.1", "beta_update.alpha = 0.005", "engine.head_chunk = 256"):
         assert key in text
+
+
+@pytest.mark.parametrize("command", umbrella.COMMANDS)
+def test_help_fits_a_screen_and_gives_an_example_that_parses(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with contextlib.suppress(SystemExit):
+        assert umbrella.main([command, "--help"]) == 0
+    lines = capsys.readouterr().out.rstrip().splitlines()
+    assert len(lines) <= 42
+    example = shlex.split(lines[lines.index("example:") + 1])
+    assert example[0] == command or example[:2] == ["dynamic-dpo", command]
+    # Every option of the example is one of the command's.
+    shown = "\n".join(lines)
+    assert all(word in shown for word in example if word.startswith("--"))
 
 
 MISTAKES = {

@@ -208,8 +208,8 @@ def test_a_users_mistake_is_one_message_and_exit_code_2(
 
 
 def test_help_lists_stages_keys_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate.main(["--help"]) == 0
-    assert judge.main(["--help"]) == 0
+    assert evaluate.main(["--help-all"]) == 0
+    assert judge.main(["--help-all"]) == 0
     shown = capsys.readouterr().out
     assert "--stage {prepare,generate,judge,report}" in shown
     assert "judge.both_orders = true" in shown

@@ -128,7 +128,7 @@ def test_what_cannot_be_is_said_before_anything_is_sampled(
 
 
 def test_help_names_every_key(capsys: pytest.CaptureFixture[str]) -> None:
-    assert iterate.main(["--help"]) == 0
+    assert iterate.main(["--help-all"]) == 0
     shown = capsys.readouterr().out
     for key in ("iterate.reference", "evaluation.judge.kind", "rollout.limit", "dpo_training.learning_rate"):
         assert f"  {key} = " in shown

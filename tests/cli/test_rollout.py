@@ -234,7 +234,7 @@ def test_pairs_are_pushed_to_the_hub(
 
 
 def test_the_help_names_every_key_of_a_rollout(capsys: pytest.CaptureFixture[str]) -> None:
-    assert rollout.main(["--help"]) == 0
+    assert rollout.main(["--help-all"]) == 0
     shown = capsys.readouterr().out
     assert "--merge DIR" in shown
     for key in ("rollout.pairs.rule", "rollout.filters.refusals", "rollout.gpt4_oracle.max_comparisons"):

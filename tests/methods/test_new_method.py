@@ -115,7 +115,7 @@ def test_files_choose_it_check_its_settings_and_let_a_controller_steer_it(packag
 
 
 def test_help_and_documentation_describe_it(package: Path) -> None:
-    text = run(package, "-m", "dynamic_dpo.cli.train_dpo", "--help")
+    text = run(package, "-m", "dynamic_dpo.cli.train_dpo", "--help-all")
     assert "square: Read where method.name or method.loss is square." in text
     assert "  square.height = 1.0  (number > 0)\n      Loss of a pair with margin 0." in text
     page = run(package, "-X", "utf8", "-m", "dynamic_dpo.config.key_reference")

@@ -91,19 +91,67 @@ def _set_up_logging() -> None:
     logger.setLevel(logging.INFO if is_first_rank() else logging.ERROR)
 
 
-def configured_parser(program: str, description: str) -> argparse.ArgumentParser:
-    """Return a parser for ``--config FILE``, overrides and ``--help``, which the command answers itself."""
-    parser = argparse.ArgumentParser(
-        prog=program, description=description, add_help=False, allow_abbrev=False
+class _Help(argparse.HelpFormatter):
+    """Wraps descriptions as usual, and leaves the lines behind them, examples and exit codes, as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith(_EXAMPLE):
+            return text
+        return super()._fill_text(text, width, indent)
+
+
+_EXAMPLE = "example:\n"
+
+
+def make_parser(
+    program: str, description: str, *, example: str, notes: str = "", add_help: bool = True
+) -> argparse.ArgumentParser:
+    """Return a parser whose help fits a screen and ends with an example.
+
+    Args:
+        program: Name of the command.
+        description: What it does.
+        example: A command line that shows its use.
+        notes: Further lines.
+        add_help: Whether ``--help`` is answered by the parser.
+    """
+    return argparse.ArgumentParser(
+        prog=program,
+        description=description,
+        epilog=f"{_EXAMPLE}  {example}" + (f"\n\n{notes}" if notes else ""),
+        formatter_class=_Help,
+        allow_abbrev=False,
+        add_help=add_help,
     )
+
+
+def configured_parser(
+    program: str, description: str, *, example: str, notes: str = ""
+) -> argparse.ArgumentParser:
+    """Return a parser for ``--config FILE``, overrides and both forms of help, which `answer_help` answers."""
+    parser = make_parser(program, description, example=example, notes=notes, add_help=False)
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file of settings; configs/ holds commented ones"
     )
-    parser.add_argument("-h", "--help", action="store_true", help="show this and every key, then exit")
+    parser.add_argument("-h", "--help", action="store_true", help="show this, then exit")
+    parser.add_argument(
+        "--help-all", action="store_true", help="show every key of the file, with type and meaning, then exit"
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="settings over the file, e.g. risk_test.delta=0.05"
     )
     return parser
+
+
+def answer_help(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace, *, keys: Callable[[], str]
+) -> bool:
+    """Print what ``--help`` or ``--help-all`` asks for, and say whether one of them was given."""
+    if arguments.help or arguments.help_all:
+        print(parser.format_help())
+    if arguments.help_all:
+        print(keys())
+    return bool(arguments.help or arguments.help_all)
 
 
 def read_settings(
@@ -114,10 +162,10 @@ def read_settings(
     Args:
         parser: From `configured_parser`.
         argv: The arguments.
-        keys: Gives the description of all keys, for ``--help``.
+        keys: Gives the description of all keys, for ``--help-all``.
 
     Returns:
-        File and overrides as one mapping, unchecked; ``None`` after ``--help`` was shown.
+        File and overrides as one mapping, unchecked; ``None`` after help was shown.
 
     Raises:
         ConfigError: If no file is given or it cannot be read.
@@ -125,9 +173,7 @@ def read_settings(
     from dynamic_dpo.config import apply_overrides, load_yaml
 
     arguments = parser.parse_args(list(argv))
-    if arguments.help:
-        print(parser.format_help())
-        print(keys())
+    if answer_help(parser, arguments, keys=keys):
         return None
     if not arguments.config:
         raise ConfigError(f"{parser.prog} needs --config FILE; start from one in configs/")
@@ -187,6 +233,7 @@ def run_training(
     argv: Sequence[str] | None,
     *,
     section: str,
+    example: str,
 ) -> int:
     """Run a training command: read and check the settings, then hand them to ``train``.
 
@@ -196,6 +243,7 @@ def run_training(
         train: The training.
         argv: Arguments without the program's name; ``None`` takes them from the command line.
         section: Name of the settings' section with the training arguments.
+        example: A command line, for ``--help``.
 
     Returns:
         The exit code, as `run_command` gives it. A launched rank that takes its arguments from the command line ends
@@ -213,7 +261,9 @@ def run_training(
         mistake: ConfigError | None = None
         group: dict[str, Any] = {}
         try:
-            settings = read_settings(configured_parser(program, description), arguments, keys=keys)
+            settings = read_settings(
+                configured_parser(program, description, example=example), arguments, keys=keys
+            )
             if settings is None:
                 return 0
             config = get_training_config(settings)

@@ -21,6 +21,11 @@ DESCRIPTION = (
 STAGES = ("prepare", "generate", "judge", "report")
 BUDGET_STOPPED = 3
 """Exit code where a limit of the judge's budget left questions without an answer; the report says so."""
+EXAMPLE = "--config configs/evaluation.yaml dataset.max_samples=64 baseline=start"
+EXIT_CODES = (
+    "exit codes: 0 done, 1 failed, 2 a mistake in the settings or files,\n"
+    f"{BUDGET_STOPPED} stopped at the judge's budget with a report of what there is, 129, 130 and 143 interrupted"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +75,7 @@ def run_evaluation(config: EvaluationConfig, stages: Sequence[str] = STAGES) -> 
 
 
 def _command(argv: Sequence[str]) -> int:
-    parser = configured_parser("evaluate", DESCRIPTION)
+    parser = configured_parser("evaluate", DESCRIPTION, example=f"evaluate {EXAMPLE}", notes=EXIT_CODES)
     parser.add_argument(
         "--stage",
         choices=STAGES,
@@ -91,15 +96,11 @@ def evaluate(settings: dict[str, object], stages: Sequence[str]) -> int:
 
 
 def keys() -> str:
-    """Return the description of all keys, for ``--help``."""
+    """Return the description of all keys, for ``--help-all``."""
     from dynamic_dpo.config.key_reference import render_help
     from dynamic_dpo.config.schema import EvaluationConfig
 
-    return (
-        "exit codes: 0 done, 1 failed, 2 a mistake in the settings or files, "
-        f"{BUDGET_STOPPED} stopped at the judge's budget with a report of what there is, "
-        "129, 130 and 143 interrupted\n\n" + render_help(EvaluationConfig)
-    )
+    return render_help(EvaluationConfig)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: Sequence[str]) -> int:
-    parser = configured_parser("dynamic-dpo export", DESCRIPTION)
+    parser = configured_parser(
+        "dynamic-dpo export",
+        DESCRIPTION,
+        example="dynamic-dpo export --config configs/evaluation.yaml --to alpaca-annotations",
+    )
     parser.add_argument(
         "--to",
         choices=FORMATS,

@@ -24,7 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: Sequence[str]) -> int:
-    parser = configured_parser("dynamic-dpo inspect-data", DESCRIPTION)
+    parser = configured_parser(
+        "dynamic-dpo inspect-data",
+        DESCRIPTION,
+        example="dynamic-dpo inspect-data --config configs/dpo.yaml --out runs/inspect-data",
+    )
     parser.add_argument(
         "--out", metavar="DIR", default="runs/inspect-data", help="folder of the page; default: %(default)s"
     )

@@ -49,7 +49,12 @@ def iterate(config: LoopConfig) -> LoopResult:
 
 
 def _command(argv: Sequence[str]) -> int:
-    settings = read_settings(configured_parser("dynamic-dpo iterate", DESCRIPTION), argv, keys=keys)
+    parser = configured_parser(
+        "dynamic-dpo iterate",
+        DESCRIPTION,
+        example="dynamic-dpo iterate --config configs/iterate.yaml iterate.rounds=3",
+    )
+    settings = read_settings(parser, argv, keys=keys)
     if settings is None:
         return 0
     from dynamic_dpo.config import get_loop_config
@@ -60,7 +65,7 @@ def _command(argv: Sequence[str]) -> int:
 
 
 def keys() -> str:
-    """Return the description of all keys, for ``--help``."""
+    """Return the description of all keys, for ``--help-all``."""
     from dynamic_dpo.config.key_reference import render_help
     from dynamic_dpo.config.schema import LoopConfig
 

@@ -17,7 +17,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: Sequence[str]) -> int:
-    settings = read_settings(configured_parser("dynamic-dpo judge", DESCRIPTION), argv, keys=evaluate.keys)
+    parser = configured_parser(
+        "dynamic-dpo judge",
+        DESCRIPTION,
+        example=f"dynamic-dpo judge {evaluate.EXAMPLE}",
+        notes=evaluate.EXIT_CODES,
+    )
+    settings = read_settings(parser, argv, keys=evaluate.keys)
     return 0 if settings is None else evaluate.evaluate(settings, ("judge", "report"))
 
 

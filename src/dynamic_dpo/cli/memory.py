@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dynamic_dpo.cli.common import run_command
+from dynamic_dpo.cli.common import make_parser, run_command
 from dynamic_dpo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,10 +53,11 @@ def _command(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="dynamic-dpo memory",
-        description="Estimate the memory that each GPU needs, and the host's, line by line. No weights are loaded, "
-        "nothing is measured.",
+    parser = make_parser(
+        "dynamic-dpo memory",
+        "Estimate the memory that each GPU needs, and the host's, line by line. No weights are loaded, nothing is "
+        "measured.",
+        example="dynamic-dpo memory 8b --gpus 8",
     )
     parser.add_argument(
         "model",

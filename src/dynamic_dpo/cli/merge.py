@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from dynamic_dpo.cli.common import run_command
+from dynamic_dpo.cli.common import make_parser, run_command
 from dynamic_dpo.errors import ConfigError
 
 DESCRIPTION = (
@@ -22,7 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="dynamic-dpo merge", description=DESCRIPTION, allow_abbrev=False)
+    parser = make_parser(
+        "dynamic-dpo merge", DESCRIPTION, example="dynamic-dpo merge runs/dpo/checkpoint-200 runs/dpo-merged"
+    )
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="RUN/checkpoint-N, or the folder of an adapter"
     )

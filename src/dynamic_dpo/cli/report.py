@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from dynamic_dpo.cli.common import run_command
+from dynamic_dpo.cli.common import make_parser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,8 +14,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="dynamic-dpo report", description="Write report.html and plots/ from the folder of a run."
+    parser = make_parser(
+        "dynamic-dpo report",
+        "Write report.html and plots/ from the folder of a run.",
+        example="dynamic-dpo report runs/dpo",
     )
     parser.add_argument("run", metavar="RUN", help="folder of a run: the save_dir of train-dpo")
     parser.add_argument("--out", metavar="FILE", help="where to write the page; default: RUN/report.html")

@@ -90,7 +90,11 @@ def merge(folders: Sequence[str], out: str) -> int:
 
 
 def _command(argv: Sequence[str]) -> int:
-    parser = configured_parser("dynamic-dpo rollout", DESCRIPTION)
+    parser = configured_parser(
+        "dynamic-dpo rollout",
+        DESCRIPTION,
+        example="dynamic-dpo rollout --config configs/rollout.yaml rollout.limit=64",
+    )
     parser.add_argument(
         "--stage",
         choices=STAGE_NAMES,
@@ -147,7 +151,7 @@ def _push(config: TrainingConfig, pairs: Path) -> None:
 
 
 def keys() -> str:
-    """Return the description of all keys, for ``--help``."""
+    """Return the description of all keys, for ``--help-all``."""
     from dynamic_dpo.config.key_reference import render_help
 
     return (

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dynamic_dpo.cli.common import run_command
+from dynamic_dpo.cli.common import make_parser, run_command
 from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.runs.files import SUMMARY
 
@@ -63,7 +63,11 @@ def _command(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dynamic-dpo score", description=DESCRIPTION, allow_abbrev=False)
+    parser = make_parser(
+        "dynamic-dpo score",
+        DESCRIPTION,
+        example="dynamic-dpo score --config configs/dpo.yaml --model runs/dpo runs/scores.jsonl",
+    )
     parser.add_argument("out", metavar="OUT.jsonl", help="file to write, one line a pair")
     parser.add_argument(
         "--config", metavar="FILE", help="file of the training: gives models, data, lengths and beta"

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynamic_dpo.cli.common import run_command
+from dynamic_dpo.cli.common import make_parser, run_command
 from dynamic_dpo.errors import CheckpointError, ConfigError, DataError, ModelError
 from dynamic_dpo.runs import files
 
@@ -164,7 +164,9 @@ def _command(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dynamic-dpo strength", description=DESCRIPTION, allow_abbrev=False)
+    parser = make_parser(
+        "dynamic-dpo strength", DESCRIPTION, example="dynamic-dpo strength runs/dpo --out runs/dpo-chosen"
+    )
     parser.add_argument(
         "run", metavar="RUN", help="folder of a run that has ended: the save_dir of train-dpo"
     )

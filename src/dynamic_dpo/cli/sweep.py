@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynamic_dpo.cli.common import configured_parser, run_command
+from dynamic_dpo.cli.common import answer_help, configured_parser, run_command
 from dynamic_dpo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,7 +50,12 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = configured_parser("dynamic-dpo sweep", DESCRIPTION)
+    parser = configured_parser(
+        "dynamic-dpo sweep",
+        DESCRIPTION,
+        example="dynamic-dpo sweep --config configs/dpo.yaml --out runs/sweep beta_update.beta_0=.01,.03,.1",
+        notes="exit codes: 0 done, 1 a training failed, 2 a mistake in settings or files, 129, 130, 143 stopped",
+    )
     parser.add_argument("--out", metavar="DIR", help="folder of everything the sweep leaves")
     parser.add_argument(
         "--list", metavar="FILE", help="YAML file with a list under `trainings` of settings that go together"
@@ -68,16 +73,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _keys() -> str:
+    from dynamic_dpo.config.key_reference import render_help
+
+    return render_help()
+
+
 def _command(argv: Sequence[str]) -> int:
     arguments = arguments_of(argv)
-    if arguments.help:
-        from dynamic_dpo.config.key_reference import render_help
-
-        print(_parser().format_help())
-        print(
-            "exit codes: 0 done, 1 a training failed, 2 a mistake in settings or files, 129, 130, 143 stopped\n"
-        )
-        print(render_help())
+    if answer_help(_parser(), arguments, keys=_keys):
         return 0
     result = sweep(build_plan(arguments))
     _print_table(result)

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dynamic_dpo")
 
 DESCRIPTION = "Train a policy on preference pairs with DPO whose beta is controlled while training runs."
+EXAMPLE = "train-dpo --config configs/dpo.yaml dpo_training.save_dir=runs/mine beta_update.beta_0=0.05"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return run_training("train-dpo", DESCRIPTION, train_dpo, argv, section="dpo_training")
+    return run_training("train-dpo", DESCRIPTION, train_dpo, argv, section="dpo_training", example=EXAMPLE)
 
 
 def train_dpo(config: TrainingConfig) -> Any:

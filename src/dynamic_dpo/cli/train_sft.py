@@ -28,11 +28,12 @@ _OF_PAIRS = (
 )
 
 DESCRIPTION = "Fine-tune a model on conversations, with the loss on completions only."
+EXAMPLE = "train-sft --config configs/sft.yaml sft_training.save_dir=runs/mine"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return run_training("train-sft", DESCRIPTION, train_sft, argv, section="sft_training")
+    return run_training("train-sft", DESCRIPTION, train_sft, argv, section="sft_training", example=EXAMPLE)
 
 
 def train_sft(config: TrainingConfig) -> Any:

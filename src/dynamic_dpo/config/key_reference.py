@@ -1,4 +1,4 @@
-"""Every key with its type, default and meaning, derived from the schema: ``--help`` and the documentation.
+"""Every key with its type, default and meaning, derived from the schema: ``--help-all`` and the documentation.
 
 ``python -m dynamic_dpo.config.key_reference > docs/configuration.md`` writes the reference; a test keeps it true.
 """

@@ -1,4 +1,4 @@
-"""Types, bounds and values of settings in words, the same in errors, ``--help`` and the documentation."""
+"""Types, bounds and values of settings in words, the same in errors, ``--help-all`` and the documentation."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """How a component states its settings: a frozen dataclass whose fields carry meaning, range and place in a file.
 
 Nothing is stated a second time: the same fields check the object, make the sections of a configuration file
-(`dynamic_dpo.config.from_settings`), and from there ``--help`` and the documentation. Loads no torch, since files are
-checked and documented without it.
+(`dynamic_dpo.config.from_settings`), and from there ``--help-all`` and the documentation. Loads no torch, since files
+are checked and documented without it.
 """
 
 from __future__ import annotations

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from dynamic_dpo.cli.common import run_command
+from dynamic_dpo.cli.common import make_parser, run_command
 from dynamic_dpo.cli.lab.arguments import add_result_files, comma_list, write_result
 from dynamic_dpo.runs.files import CONFIG
 
@@ -30,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: Sequence[str]) -> int:
     from dynamic_dpo.lab.results import LAB_MODES
 
-    parser = argparse.ArgumentParser(prog="dynamic-dpo replay", description=DESCRIPTION, allow_abbrev=False)
+    parser = make_parser(
+        "dynamic-dpo replay", DESCRIPTION, example="dynamic-dpo replay runs/dpo --mode paper,exact"
+    )
     parser.add_argument("run", metavar="RUN", help="folder of a run: the save_dir of train-dpo")
     parser.add_argument(
         "--mode",

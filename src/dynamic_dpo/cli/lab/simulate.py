@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from dynamic_dpo.cli.common import run_command
+from dynamic_dpo.cli.common import make_parser, run_command
 from dynamic_dpo.cli.lab.arguments import add_result_files, comma_list, write_result
 
 DESCRIPTION = (
@@ -23,7 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: Sequence[str]) -> int:
     from dynamic_dpo.lab.results import LAB_MODES
 
-    parser = argparse.ArgumentParser(prog="dynamic-dpo simulate", description=DESCRIPTION, allow_abbrev=False)
+    parser = make_parser(
+        "dynamic-dpo simulate", DESCRIPTION, example="dynamic-dpo simulate --mode paper,exact --n 8,64"
+    )
     parser.add_argument("--mode", default="paper,exact", help=f"comma list of {', '.join(LAB_MODES)}")
     parser.add_argument("--n", default="16", help="comma list of margins in a controller batch")
     parser.add_argument(

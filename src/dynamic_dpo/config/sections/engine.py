@@ -1,6 +1,6 @@
 """The sections that say how it is computed: adapters and engine.
 
-The engine's own settings are stated in `EngineConfig`. Errors, ``--help`` and the documentation follow.
+The engine's own settings are stated in `EngineConfig`. Errors, ``--help-all`` and the documentation follow.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The sections that say what is trained on what: the data and the two trainings.
 
-Errors, ``--help`` and the reference documentation are derived from these fields.
+Errors, ``--help-all`` and the reference documentation are derived from these fields.
 """
 
 from __future__ import annotations
