@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 WORKERS ?= 2
 
-.PHONY: setup quickstart test test-slow test-served test-gpu coverage check lint types walls docs docs-site rooms bench bench-more bench-gpu experiment experiment-sentiment after-training families torture clean
+.PHONY: setup quickstart test test-slow test-served test-alpaca-eval test-gpu coverage check lint types walls docs docs-site rooms bench bench-more bench-gpu experiment experiment-sentiment after-training families torture clean
 
 setup: $(READY)
 
@@ -32,6 +32,13 @@ test-served: $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[serving]'
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow -o addopts="--strict-markers --strict-config" \
 		tests/eval/generate/test_served.py tests/eval/judges/chat/test_server.py
+
+test-alpaca-eval: $(READY)
+	# Files and numbers beside those of AlpacaEval's own package, whose dependencies stay in an environment of their own.
+	test -x .venv-alpaca-eval/bin/python || $(PYTHON) -m venv .venv-alpaca-eval
+	.venv-alpaca-eval/bin/python -m pip install --quiet alpaca-eval==0.6.6
+	$(TEST_ENV) $(BIN)/python -m pytest -m alpaca_eval -o addopts="--strict-markers --strict-config" \
+		tests/eval/exchange/test_alpaca_eval_package.py
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu -o addopts="--strict-markers --strict-config" tests
