@@ -162,3 +162,34 @@ class JudgementRecord(_Record):
         'y'
         """
         return {"A": self.first, "B": self.second}.get(self.verdict)
+
+
+@dataclass(frozen=True)
+class GradeRecord(_Record):
+    """One answer of one judge to the question how good one model's answer to one turn is.
+
+    Attributes:
+        key: Hash of the conversation, its references, judge, template and parameters: what is never paid twice.
+        id: The prompt's id.
+        turn: Which turn's answer was graded, from 0.
+        judge: The judge's name.
+        model: Whose answer it is.
+        grade: The grade; ``None`` where no reply held one.
+        reason: The judge's words before the grade; its whole reply where there is none.
+        attempts: Questions asked until then.
+        prompt_tokens: Tokens of all attempts; 0 where the judge counts none.
+        completion_tokens: The same of the replies.
+        cost: Money by the price table; 0 without one.
+    """
+
+    key: str
+    id: str
+    turn: int
+    judge: str
+    model: str
+    grade: float | None
+    reason: str = ""
+    attempts: int = 1
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0

@@ -73,7 +73,7 @@ def test_the_judge_asks_by_its_template_and_keeps_the_reason(server: ScriptedSer
     judge = make_judge(server)
     assert isinstance(judge, Judge)
     reply = judge.ask(PROMPT, "Gently.", "With care.")
-    assert reply == (Verdict.A, "A is safer.", None, 120, 9, False, 0.0)
+    assert reply == (Verdict.A, "A is safer.", None, 120, 9, False, 0.0, None)
     [request] = server.requests
     system, question = request["body"]["messages"]
     assert system == {"role": "system", "content": judge_template("hh-v1").system}

@@ -27,6 +27,7 @@ class Reply(NamedTuple):
         completion_tokens: Tokens of the reply; 0 where nobody counts them.
         strong: Whether the judge called the better output much better, where its labels tell that apart.
         prob_tie: Probability of a tie, where ``prob_first`` is known and a tie may be called.
+        grade: The grade of a single answer, where one was asked for; the verdict is then invalid and says nothing.
     """
 
     verdict: Verdict
@@ -36,6 +37,12 @@ class Reply(NamedTuple):
     completion_tokens: int = 0
     strong: bool = False
     prob_tie: float = 0.0
+    grade: float | None = None
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it holds what was asked for: a verdict, or a grade."""
+        return self.grade is not None or self.verdict is not Verdict.INVALID
 
 
 class ShownPair(NamedTuple):

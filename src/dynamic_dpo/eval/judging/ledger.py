@@ -10,9 +10,10 @@ import threading
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Generic, Self, cast
 
 from dynamic_dpo.errors import DataError
+from dynamic_dpo.eval.judging.questions import RecordT
 from dynamic_dpo.eval.judging.spending import Spending
 from dynamic_dpo.eval.records import JudgementRecord
 from dynamic_dpo.utils.json_lines import JsonLinesFile, read_json_lines
@@ -39,12 +40,13 @@ class InvalidReply:
     cost: float = 0.0
 
 
-class JudgeLedger:
+class JudgeLedger(Generic[RecordT]):
     """Answers by their key, on the disk before `append` returns; several threads may use one.
 
     Args:
         path: The file of answers, such as ``judgements.jsonl``; the invalid replies go beside it, to
             ``judgements.attempts.jsonl``. A torn last line is moved to ``PATH.torn``.
+        record: What its answers are.
 
     Raises:
         DataError: If another process has the file open, or a line is damaged in a way no crash explains.
@@ -59,7 +61,7 @@ class JudgeLedger:
         ['A']
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, record: type[RecordT] | None = None) -> None:
         self.path = Path(path)
         self._lock = threading.Lock()
         self._answers_file = JsonLinesFile(self.path)
@@ -69,7 +71,7 @@ class JudgeLedger:
             self._answers_file.close()
             raise
         try:
-            self._answers = _by_key(self._answers_file.rows, self.path)
+            self._answers = _by_key(self._answers_file.rows, self.path, _kind(record))
             self._invalid: dict[str, dict[int, InvalidReply]] = {}
             for row in self._invalid_file.rows:
                 self._remember(_invalid_reply(row, self._invalid_file.path))
@@ -77,7 +79,7 @@ class JudgeLedger:
             self.close()
             raise
 
-    def get(self, key: str) -> JudgementRecord | None:
+    def get(self, key: str) -> RecordT | None:
         """Return the answer to a question, ``None`` where there is none yet."""
         with self._lock:
             return self._answers.get(key)
@@ -88,7 +90,7 @@ class JudgeLedger:
             attempts = self._invalid.get(key, {})
             return [attempts[number] for number in sorted(attempts)]
 
-    def append(self, record: JudgementRecord) -> None:
+    def append(self, record: RecordT) -> None:
         """Write an answer and wait until the disk has it; of two with one key the first counts."""
         with self._lock:
             if record.key in self._answers:
@@ -150,13 +152,17 @@ def attempts_path(path: str | Path) -> Path:
     return path.with_name(f"{path.stem}.attempts{path.suffix}")
 
 
-def read_ledger(path: str | Path) -> list[JudgementRecord]:
+def read_ledger(path: str | Path, record: type[RecordT] | None = None) -> list[RecordT]:
     """Return the answers of a file without locking or changing it, the first of each key.
+
+    Args:
+        path: The file.
+        record: What its answers are.
 
     Raises:
         DataError: If the file cannot be read or a line before the last is damaged.
     """
-    return list(_by_key(read_json_lines(path), Path(path)).values())
+    return list(_by_key(read_json_lines(path), Path(path), _kind(record)).values())
 
 
 def total(spendings: Iterable[Spending]) -> Spending:
@@ -172,11 +178,15 @@ def total(spendings: Iterable[Spending]) -> Spending:
     )
 
 
-def _by_key(rows: Iterable[dict[str, Any]], path: Path) -> dict[str, JudgementRecord]:
-    answers: dict[str, JudgementRecord] = {}
+def _kind(record: type[RecordT] | None) -> type[RecordT]:
+    return cast("type[RecordT]", JudgementRecord) if record is None else record
+
+
+def _by_key(rows: Iterable[dict[str, Any]], path: Path, kind: type[RecordT]) -> dict[str, RecordT]:
+    answers: dict[str, RecordT] = {}
     for number, row in enumerate(rows, start=1):
         try:
-            record = JudgementRecord.from_json(row)
+            record = cast("RecordT", kind.from_json(row))
         except DataError as error:
             raise DataError(f"{path}, record {number}: {error}") from None
         answers.setdefault(record.key, record)

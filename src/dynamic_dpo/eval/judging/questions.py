@@ -1,19 +1,61 @@
 """Which comparisons a judge is asked for, and which of them have an answer.
 
-A question is two models' outputs for one prompt in one order. It has a key, a hash of all that its answer depends on,
-and is never found by its place in a list.
+A question is two models' outputs for one prompt in one order, or whatever else is `Askable`. It has a key, a hash of
+all that its answer depends on, and is never found by its place in a list.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol
 
 from dynamic_dpo.errors import DataError
-from dynamic_dpo.eval.judges.base import ShownPair
-from dynamic_dpo.eval.records import JudgementRecord, OutputRecord, PromptRecord
+from dynamic_dpo.eval.judges.base import Reply, ShownPair
+from dynamic_dpo.eval.judges.verdict import Verdict
+from dynamic_dpo.eval.records import GradeRecord, JudgementRecord, OutputRecord, PromptRecord
 from dynamic_dpo.utils.hashing import content_hash
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    RecordT = TypeVar("RecordT", bound=JudgementRecord | GradeRecord, default=JudgementRecord)
+else:
+    from typing import TypeVar
+
+    # Python 3.11 knows no defaults of type variables.
+    RecordT = TypeVar("RecordT")
+
+IDENTICAL_REASON = "the two outputs are identical; the judge was not asked"
+
+
+class Askable(Protocol[RecordT]):
+    """What the stage judge can ask: it knows its judge's way to be asked, and the record of an answer."""
+
+    @property
+    def prompt_id(self) -> str:
+        """Which prompt it is about, for messages."""
+        ...
+
+    def key(self, fingerprint: Mapping[str, Any]) -> str:
+        """Return the name of its answer by a judge with this fingerprint."""
+        ...
+
+    def ask(self, judge: Any, attempt: int) -> Reply:
+        """Ask once; see `Judge.ask`."""
+        ...
+
+    def known_reply(self) -> Reply | None:
+        """Return the answer where no judge need be asked; ``None`` where one must."""
+        ...
+
+    def record(self, key: str, judge: str, reply: Reply, *, attempts: int) -> RecordT:
+        """Return an answer as it is kept, before its cost is filled in."""
+        ...
+
+    def renamed(self, answer: RecordT, judge: str) -> RecordT:
+        """Return an answer, given under whatever names, with those of this question."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -46,6 +88,48 @@ class Question:
         """Whether both outputs are the same text: a tie that no judge need be asked about."""
         return self.first_text == self.second_text
 
+    @property
+    def prompt_id(self) -> str:
+        """Which prompt it is about."""
+        return self.prompt.id
+
+    def ask(self, judge: Any, attempt: int) -> Reply:
+        """Ask a `Judge` once."""
+        reply: Reply = judge.ask(self.prompt, self.first_text, self.second_text, attempt=attempt)
+        return reply
+
+    def known_reply(self) -> Reply | None:
+        """Return a tie where both outputs are the same."""
+        return Reply(Verdict.TIE, IDENTICAL_REASON) if self.is_identical else None
+
+    def record(self, key: str, judge: str, reply: Reply, *, attempts: int) -> JudgementRecord:
+        """Return an answer as it is kept, before its cost is filled in."""
+        return JudgementRecord(
+            key=key,
+            id=self.prompt.id,
+            sample=self.sample,
+            judge=judge,
+            first=self.first,
+            second=self.second,
+            verdict=str(reply.verdict),
+            reason=reply.reason,
+            prob_first=reply.prob_first,
+            attempts=attempts,
+            strong=reply.strong,
+            prob_tie=reply.prob_tie,
+        )
+
+    def renamed(self, answer: JudgementRecord, judge: str) -> JudgementRecord:
+        """Return an answer with this question's names."""
+        return replace(
+            answer,
+            id=self.prompt.id,
+            sample=self.sample,
+            judge=judge,
+            first=self.first,
+            second=self.second,
+        )
+
     def key(self, fingerprint: Mapping[str, Any]) -> str:
         """Return the name of its answer by a judge with this fingerprint.
 
@@ -73,7 +157,8 @@ class Questions(NamedTuple):
     missing: list[tuple[str, str]]
 
 
-class Answered(NamedTuple):
+@dataclass(frozen=True)
+class Answered(Generic[RecordT]):
     """What questions have come to.
 
     Attributes:
@@ -82,8 +167,8 @@ class Answered(NamedTuple):
         unanswered: The questions without an answer, in their order.
     """
 
-    records: list[JudgementRecord]
-    unanswered: list[Question]
+    records: list[RecordT]
+    unanswered: list[Askable[RecordT]]
 
 
 def make_questions(
@@ -154,12 +239,12 @@ def make_questions(
 
 
 def answers_to(
-    questions: Sequence[Question],
-    find: Callable[[str], JudgementRecord | None],
+    questions: Sequence[Askable[RecordT]],
+    find: Callable[[str], RecordT | None],
     *,
     judge: str,
     fingerprint: Mapping[str, Any],
-) -> Answered:
+) -> Answered[RecordT]:
     """Return the answers to questions, wherever they were given and under whatever names.
 
     Args:
@@ -168,22 +253,15 @@ def answers_to(
         judge: The judge's name of now.
         fingerprint: All that its verdicts depend on.
     """
-    records: list[JudgementRecord] = []
-    unanswered: list[Question] = []
+    records: list[RecordT] = []
+    unanswered: list[Askable[RecordT]] = []
     paid: set[str] = set()
     for question in questions:
         answer = find(question.key(fingerprint))
         if answer is None:
             unanswered.append(question)
             continue
-        record = replace(
-            answer,
-            id=question.prompt.id,
-            sample=question.sample,
-            judge=judge,
-            first=question.first,
-            second=question.second,
-        )
+        record = question.renamed(answer, judge)
         if record.key in paid:
             record = replace(record, attempts=0, prompt_tokens=0, completion_tokens=0, cost=0.0)
         paid.add(record.key)

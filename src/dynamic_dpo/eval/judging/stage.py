@@ -8,23 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Generic
 
 from tqdm.auto import tqdm
 
 from dynamic_dpo.errors import ConfigError
-from dynamic_dpo.eval.judges.base import Judge, Reply
-from dynamic_dpo.eval.judges.verdict import Verdict
+from dynamic_dpo.eval.judges.base import Judge
 from dynamic_dpo.eval.judging.ledger import JudgeLedger
-from dynamic_dpo.eval.judging.questions import Question, answers_to
+from dynamic_dpo.eval.judging.questions import Askable, RecordT, answers_to
 from dynamic_dpo.eval.judging.spending import Budget, BudgetMeter, Spending
-from dynamic_dpo.eval.judging.workers import JudgeWorkers, record_of
-from dynamic_dpo.eval.records import JudgementRecord
-
-IDENTICAL_REASON = "the two outputs are identical; the judge was not asked"
+from dynamic_dpo.eval.judging.workers import JudgeWorkers
 
 
 @dataclass(frozen=True)
-class JudgingOutcome:
+class JudgingOutcome(Generic[RecordT]):
     """What is known after judging.
 
     Attributes:
@@ -37,8 +34,8 @@ class JudgingOutcome:
         spent: What all replies in the ledger have cost, those of earlier runs included.
     """
 
-    records: list[JudgementRecord]
-    unanswered: list[Question]
+    records: list[RecordT]
+    unanswered: list[Askable[RecordT]]
     stopped: str | None
     num_asked: int
     num_reused: int
@@ -47,22 +44,22 @@ class JudgingOutcome:
 
 
 def run_judging(
-    questions: Sequence[Question],
-    judge: Judge,
-    ledger: JudgeLedger,
+    questions: Sequence[Askable[RecordT]],
+    judge: Judge | Any,
+    ledger: JudgeLedger[RecordT],
     *,
     concurrency: int = 4,
     budget: Budget | None = None,
     progress: bool = True,
-) -> JudgingOutcome:
+) -> JudgingOutcome[RecordT]:
     """Get an answer to every question, asking only what the ledger does not hold.
 
     An invalid verdict is asked for again, ``judge.max_attempts`` times in all, and then recorded as invalid. After
     an interruption (Ctrl-C) or a fault, replies under way still land in the ledger before the error is raised.
 
     Args:
-        questions: See `make_questions`.
-        judge: Who answers.
+        questions: See `make_questions`, or others of one kind.
+        judge: Who answers, whatever the questions know to ask.
         ledger: Where answers are and go.
         concurrency: Most questions under way at a time. A `BatchJudge` gets one batch at a time instead.
         budget: Limits on what the whole ledger costs; ``None`` for none.
@@ -78,14 +75,15 @@ def run_judging(
     if concurrency < 1:
         raise ConfigError(f"judge.concurrency must be at least 1, got {concurrency}")
     fingerprint = judge.fingerprint()
-    by_key: dict[str, Question] = {}
+    by_key: dict[str, Askable[RecordT]] = {}
     for question in questions:
         by_key.setdefault(question.key(fingerprint), question)
     reused = {key for key in by_key if ledger.get(key) is not None}
     todo = {key: question for key, question in by_key.items() if key not in reused}
     for key, question in todo.items():
-        if question.is_identical:
-            ledger.append(record_of(key, question, judge.name, _TIE, attempts=0))
+        known = question.known_reply()
+        if known is not None:
+            ledger.append(question.record(key, judge.name, known, attempts=0))
     meter = BudgetMeter(budget or Budget(), fingerprint.get("model"), ledger.spent(), _dearest(ledger))
     # disable=None shows the bar on a terminal only.
     with tqdm(total=len(todo), desc="Judging", unit="question", disable=None if progress else True) as bar:
@@ -94,7 +92,7 @@ def run_judging(
             [(key, question) for key, question in todo.items() if ledger.get(key) is None], concurrency
         )
     answered = answers_to(questions, ledger.get, judge=judge.name, fingerprint=fingerprint)
-    asked_about = [question for question in questions if not question.is_identical]
+    asked_about = [question for question in questions if question.known_reply() is None]
     return JudgingOutcome(
         records=answered.records,
         unanswered=answered.unanswered,
@@ -106,10 +104,7 @@ def run_judging(
     )
 
 
-_TIE = Reply(Verdict.TIE, IDENTICAL_REASON)
-
-
-def _dearest(ledger: JudgeLedger) -> Spending | None:
+def _dearest(ledger: JudgeLedger[RecordT]) -> Spending | None:
     """Return the dearest reply field by field; several attempts at one question count as their mean."""
     means = [
         (1, row.prompt_tokens / row.calls, row.completion_tokens / row.calls, row.cost / row.calls)

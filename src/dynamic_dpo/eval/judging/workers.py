@@ -8,23 +8,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Generic, cast
 
 from dynamic_dpo.errors import JudgeError
 from dynamic_dpo.eval.judges.base import BatchJudge, Judge, Reply
-from dynamic_dpo.eval.judges.verdict import Verdict
 from dynamic_dpo.eval.judging.ledger import InvalidReply, JudgeLedger, total
-from dynamic_dpo.eval.judging.questions import Question
+from dynamic_dpo.eval.judging.questions import Askable, Question, RecordT
 from dynamic_dpo.eval.judging.spending import BudgetMeter, Spending
-from dynamic_dpo.eval.records import JudgementRecord
 from dynamic_dpo.utils.parallel.workers import Workers
 
 
-class JudgeWorkers:
+class JudgeWorkers(Generic[RecordT]):
     """Threads that ask a judge until every question is answered, the budget ends, or one of them fails.
 
     Args:
-        judge: Who answers; a `BatchJudge` gets one batch at a time.
+        judge: Who answers, whatever the questions know to ask; a `BatchJudge` gets one batch at a time.
         ledger: Where the replies go.
         meter: Admits every call.
         bar: A progress bar, moved by one for every answer.
@@ -33,12 +31,14 @@ class JudgeWorkers:
         num_asked: Replies so far, invalid ones included.
     """
 
-    def __init__(self, judge: Judge, ledger: JudgeLedger, meter: BudgetMeter, bar: Any) -> None:
+    def __init__(
+        self, judge: Judge | Any, ledger: JudgeLedger[RecordT], meter: BudgetMeter, bar: Any
+    ) -> None:
         self.judge, self.ledger, self.meter, self.bar = judge, ledger, meter, bar
         self.num_asked = 0
         self._lock = threading.Lock()
 
-    def run(self, todo: Sequence[tuple[str, Question]], concurrency: int) -> None:
+    def run(self, todo: Sequence[tuple[str, Askable[RecordT]]], concurrency: int) -> None:
         """Get an answer to every question; several threads work, this one waits.
 
         Args:
@@ -55,20 +55,19 @@ class JudgeWorkers:
         else:
             Workers(self._answer, on_stop=self.meter.close).run(todo, concurrency)
 
-    def _answer(self, asked: tuple[str, Question]) -> None:
+    def _answer(self, asked: tuple[str, Askable[RecordT]]) -> None:
         key, question = asked
         earlier = self.ledger.invalid_replies(key)
-        prompt, first, second = question.shown
         while self.meter.admit():
             try:
-                reply = self.judge.ask(prompt, first, second, attempt=len(earlier))
+                reply = question.ask(self.judge, len(earlier))
             except JudgeError as error:
                 self.meter.withdraw()
-                raise JudgeError(f"{error} (asked about prompt {prompt.id})") from None
+                raise JudgeError(f"{error} (asked about prompt {question.prompt_id})") from None
             except BaseException:
                 self.meter.withdraw()
                 raise
-            if reply.verdict is not Verdict.INVALID or len(earlier) + 1 >= self.judge.max_attempts:
+            if reply.is_usable or len(earlier) + 1 >= self.judge.max_attempts:
                 self._land(key, question, reply, earlier)
                 return
             cost = self.meter.cost(reply.prompt_tokens, reply.completion_tokens)
@@ -78,19 +77,21 @@ class JudgeWorkers:
             earlier = [*earlier, invalid]
             self._count(reply)
 
-    def _answer_batch(self, batch: Sequence[tuple[str, Question]]) -> None:
+    def _answer_batch(self, batch: Sequence[tuple[str, Askable[RecordT]]]) -> None:
         assert isinstance(self.judge, BatchJudge)
         while batch and (admitted := self.meter.admit_up_to(len(batch))):
             asked, batch = batch[:admitted], batch[admitted:]
-            replies = self.judge.ask_many([question.shown for _, question in asked])
+            replies = self.judge.ask_many([cast("Question", question).shown for _, question in asked])
             for (key, question), reply in zip(asked, replies, strict=True):
                 self._land(key, question, reply, [])
 
-    def _land(self, key: str, question: Question, reply: Reply, earlier: Sequence[InvalidReply]) -> None:
+    def _land(
+        self, key: str, question: Askable[RecordT], reply: Reply, earlier: Sequence[InvalidReply]
+    ) -> None:
         cost = self.meter.cost(reply.prompt_tokens, reply.completion_tokens)
         own = Spending(1, reply.prompt_tokens, reply.completion_tokens, cost)
         whole = total([own, *(Spending(1, r.prompt_tokens, r.completion_tokens, r.cost) for r in earlier)])
-        record = record_of(key, question, self.judge.name, reply, attempts=whole.calls)
+        record = question.record(key, self.judge.name, reply, attempts=whole.calls)
         self.ledger.append(
             replace(
                 record,
@@ -107,21 +108,3 @@ class JudgeWorkers:
         with self._lock:
             self.num_asked += 1
         self.meter.settle(reply.prompt_tokens, reply.completion_tokens)
-
-
-def record_of(key: str, question: Question, judge: str, reply: Reply, *, attempts: int) -> JudgementRecord:
-    """Return the answer to a question as it is kept, before its cost is filled in."""
-    return JudgementRecord(
-        key=key,
-        id=question.prompt.id,
-        sample=question.sample,
-        judge=judge,
-        first=question.first,
-        second=question.second,
-        verdict=str(reply.verdict),
-        reason=reply.reason,
-        prob_first=reply.prob_first,
-        attempts=attempts,
-        strong=reply.strong,
-        prob_tie=reply.prob_tie,
-    )

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from dynamic_dpo.eval.collected import Evaluated, collect
 from dynamic_dpo.eval.folder import EvaluationFolder
 from dynamic_dpo.eval.judges.table import JUDGES
-from dynamic_dpo.eval.judging.stage import IDENTICAL_REASON
+from dynamic_dpo.eval.judging.questions import IDENTICAL_REASON
 from dynamic_dpo.eval.plan import EvaluationPlan
 from dynamic_dpo.eval.report.data import EvaluationData
 from dynamic_dpo.eval.report.write import ReportPaths, write_evaluation_report
