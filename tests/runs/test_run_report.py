@@ -109,6 +109,56 @@ def test_alarms_stand_on_the_page(tmp_path: Path) -> None:
     assert f"Step 20: {sentence}." in text
 
 
+def vertical_lines(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, str]]:
+    """Note where vertical lines are drawn, and how; they are drawn all the same."""
+    from matplotlib.axes import Axes
+
+    drawn: list[tuple[float, str]] = []
+    own = Axes.axvline
+
+    def noted(axes: Axes, x: float = 0, *args: Any, **kwargs: Any) -> Any:
+        drawn.append((x, kwargs["linestyle"]))
+        return own(axes, x, *args, **kwargs)
+
+    monkeypatch.setattr(Axes, "axvline", noted)
+    return drawn
+
+
+def test_alarms_and_the_step_that_was_kept_are_marked_in_the_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run")
+    drawn = vertical_lines(monkeypatch)
+    before = {plot.name: plot for plot in draw_plots(read_run(run))}
+    assert drawn == []
+    # Two controller updates a step: step 3 is made with update 6.
+    lines = [{**reading(update), "step": (update + 1) // 2} for update in range(1, NUM_UPDATES + 1)]
+    write_lines(run / "logs/margins/controller.jsonl", lines)
+    write_lines(run / "raised_alarms.jsonl", [{"step": 3, "sentence": "a"}, {"step": 3, "sentence": "b"}, {}])
+    summary = json.loads((run / "run_summary.json").read_text())
+    summary["keep_best"] = {"step": 5, "metric": "eval_loss", "value": 0.6}
+    (run / "run_summary.json").write_text(json.dumps(summary))
+    after = {plot.name: plot for plot in draw_plots(read_run(run))}
+    by_update, by_step = [(6.0, ":"), (10.0, "-.")], [(3.0, ":"), (5.0, "-.")]
+    assert drawn == [*by_update * 3, *by_step * 2]
+    for name, plot in after.items():
+        assert plot.caption == (
+            f"{before[name].caption} Dotted, in orange: alarms, at step 3. Dash-dotted, in green: step 5, whose "
+            "weights were kept."
+        )
+        assert plot.png != before[name].png
+
+
+def test_pictures_over_updates_are_not_marked_where_nothing_says_when_these_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", method="dpo")
+    write_lines(run / "raised_alarms.jsonl", [{"step": 7, "sentence": "a"}])
+    drawn = vertical_lines(monkeypatch)
+    draw_plots(read_run(run))
+    assert drawn == [(7.0, ":")] * 2
+
+
 def test_the_page_shows_what_the_run_cost(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     summary = json.loads((run / "run_summary.json").read_text())

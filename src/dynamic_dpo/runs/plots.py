@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dynamic_dpo.runs.record import RunRecord, as_number
@@ -62,6 +62,7 @@ def _beta(run: RunRecord) -> Plot | None:
     )
     if num_warmup:
         caption += f" In the grey part, {num_warmup} updates of warm-up, it is held still."
+    caption += _mark(axes, run, by_update=True)
     return Plot("beta", "Beta", caption, finish(), is_wide=True)
 
 
@@ -86,6 +87,7 @@ def _margins(run: RunRecord) -> Plot | None:
             linestyle="--",
             label="threshold tau",
         )
+    marked = _mark(axes, run, by_update=True)
     axes.legend(frameon=False, fontsize=10, loc="upper left")
     first, last = _finite(median)[0], _finite(median)[-1]
     caption = (
@@ -94,7 +96,7 @@ def _margins(run: RunRecord) -> Plot | None:
     )
     if _finite(tau):
         caption += " Margins above the dashed threshold count as exceedances."
-    return Plot("margins", "Margins", caption, finish())
+    return Plot("margins", "Margins", caption + marked, finish())
 
 
 def _exceedance(run: RunRecord) -> Plot | None:
@@ -126,10 +128,11 @@ def _exceedance(run: RunRecord) -> Plot | None:
     if deltas:
         axes.axhline(deltas[-1], color=ORANGE, linewidth=1.8, linestyle="--", label="delta")
         caption += f", where {deltas[-1]:.3g} is tolerated. More than that raises beta, less lowers it"
+    marked = _mark(axes, run, by_update=True)
     # Head-room for the legend, so that it hides no batch.
     axes.set_ylim(-0.02, max(0.25, *known) * 1.4)
     axes.legend(frameon=False, fontsize=10, loc="upper left", ncols=3)
-    return Plot("p_hat", "Exceedance rate", caption + ".", finish())
+    return Plot("p_hat", "Exceedance rate", f"{caption}.{marked}", finish())
 
 
 def _loss(run: RunRecord) -> Plot | None:
@@ -176,6 +179,7 @@ def _logged(
             label="held out",
         )
         caption += f" On held-out pairs it ended at {evaluated[-1][1]:.3f}."
+    caption += _mark(axes, run)
     axes.legend(frameon=False, fontsize=10)
     return Plot(key.rpartition("/")[2], title, caption, finish())
 
@@ -204,6 +208,42 @@ def _canvas(xlabel: str, ylabel: str, size: tuple[float, float] = SIZE_INCHES) -
         return buffer.getvalue()
 
     return axes, finish
+
+
+def _mark(axes: Axes, run: RunRecord, *, by_update: bool = False) -> str:
+    """Draw a line where an alarm was raised, and where the weights are from that were kept.
+
+    Args:
+        axes: Where to draw.
+        run: The run.
+        by_update: Whether the axis counts controller updates instead of optimizer steps.
+
+    Returns:
+        What the caption says of it; empty where nothing is marked.
+    """
+    if by_update and not run.controller:
+        return ""  # Nothing says which update came when.
+    found = []
+    alarms = sorted({step for record in run.alarms if math.isfinite(step := as_number(record.get("step")))})
+    if alarms:
+        for place in (_place_of(step, run, by_update) for step in alarms):
+            axes.axvline(place, color=ORANGE, linewidth=1.2, linestyle=":")
+        found.append(f" Dotted, in orange: alarms, at step {', '.join(f'{step:,.0f}' for step in alarms)}.")
+    best = run.summary.get("keep_best")
+    kept = as_number(best.get("step")) if isinstance(best, Mapping) else math.nan
+    if math.isfinite(kept):
+        axes.axvline(_place_of(kept, run, by_update), color=GREEN, linewidth=1.2, linestyle="-.")
+        found.append(f" Dash-dotted, in green: step {kept:,.0f}, whose weights were kept.")
+    return "".join(found)
+
+
+def _place_of(step: float, run: RunRecord, by_update: bool) -> float:
+    """Return where an optimizer step lies on an axis: at the last controller update that it has made."""
+    if not by_update:
+        return step
+    updates = _numbers(run.series("controller", "update"))
+    steps = run.series("controller", "step")
+    return max((update for update, at in zip(updates, steps, strict=True) if at <= step), default=0.0)
 
 
 def _numbers(logged: list[float]) -> list[float]:
