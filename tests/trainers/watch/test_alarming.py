@@ -13,7 +13,7 @@ import torch
 from dynamic_dpo.errors import RunStopped
 from dynamic_dpo.runs.alarms import AlarmConfig
 from dynamic_dpo.trainers.watch.alarming import RunAlarms
-from sick_runs import SAMPLES, STEPS, make
+from sick_runs import LEARNING_RATE, SAMPLES, STEPS, make
 
 SICK: dict[str, tuple[dict[str, Any], set[str]]] = {
     # What differs from the healthy run, and which alarms it must raise.
@@ -57,7 +57,9 @@ def test_a_sick_run_raises_its_alarm_within_a_tenth_of_it(
 @pytest.mark.parametrize("stops", [False, True])
 @pytest.mark.parametrize("seed", range(20))
 def test_a_healthy_run_raises_none(tmp_path: Path, seed: int, stops: bool) -> None:
-    trainer = make(tmp_path, seed=seed, stops=stops, sampling=SAMPLES)
+    # At the others' rate some of the models that stop unlearn it in truth: in the end 3 of seed 7's 8 samples stop.
+    rate = 2e-4 if stops else LEARNING_RATE
+    trainer = make(tmp_path, seed=seed, stops=stops, rate=rate, sampling=SAMPLES)
     trainer.train()
     assert trainer.state.global_step == STEPS
     assert trainer.alarms.raised == []
