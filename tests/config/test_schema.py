@@ -438,7 +438,7 @@ def test_a_bare_text_is_the_path_of_a_model():
             {"models": {"a": {"revision": "x"}}},
             "models.a.path is required: Hub name, folder (of a LoRA adapter too), .gguf file, package:NAME or a "
             "server's name of it; dataset:reference for the prompts' known answers, outputs:FILE for outputs in "
-            "AlpacaEval's form.",
+            "AlpacaEval's form or, in a .jsonl, Arena-Hard's and MT-Bench's.",
         ),
         (
             {"models": {"a": {"path": "p", "prompt_template": "TL;DR"}}},

@@ -1,0 +1,1 @@
+"""Several evaluations as one table: read from their folders, written for people, papers and spreadsheets."""
