@@ -149,6 +149,7 @@ def _identity(config: EvaluationConfig) -> dict[str, Any]:
     """Return the settings that verdicts depend on; not those of speed, price and patience."""
     from dynamic_dpo.eval.judges.table import JUDGES
     from dynamic_dpo.eval.judges.template import custom_template, file_template
+    from dynamic_dpo.eval.judges.token_choice import read_choice_question
 
     judge, oracle = config.judge, config.gpt4_oracle
     own = {"kind", *JUDGES[judge.kind].settings} - {"batch_size", "base_url", "template_file"}
@@ -159,7 +160,8 @@ def _identity(config: EvaluationConfig) -> dict[str, Any]:
     identity |= oracle.model_dump(include={"model", "temperature", "max_tokens"})
     if judge.template_file is not None:
         # What stands in the file counts, not where it lies.
-        identity["template_sha256"] = file_template(judge.template_file).sha256
+        read = read_choice_question if judge.kind == "token_choice" else file_template
+        identity["template_sha256"] = read(judge.template_file).sha256
     elif judge.template == "custom":
         # The texts themselves, as in version 0.2, whether they were written into the file or are the default's.
         asked = custom_template(oracle.system_prompt, oracle.prompt_template)

@@ -42,7 +42,8 @@ class JudgeSection(Section):
 
     kind: JudgeKindName = Field(
         default="openai",
-        description="A chat model behind OpenAI's protocol, a reward model, or a Python function.",
+        description="A chat model behind OpenAI's protocol, the same judging by the probabilities of two tokens, a "
+        "reward model, or a Python function.",
     )
     base_url: str | None = Field(
         default=None,
@@ -64,7 +65,12 @@ class JudgeSection(Section):
         default=None,
         min_length=1,
         description="File with a question of your own, where judge.template is custom: the parts [system], "
-        "[question] and [line], [five labels] or [three labels]; null: that of gpt4_oracle.",
+        "[question] and [line], [five labels] or [three labels]; null: that of gpt4_oracle. For kind token_choice a "
+        "prompt in AlpacaEval's form: a path, hf://datasets/OWNER/NAME/FILE or package:NAME/FILE.",
+    )
+    choice_tokens: list[str] = Field(
+        default=[],
+        description="For kind token_choice: the token that means the output shown first, and the one for the second.",
     )
     both_orders: bool = Field(
         default=True,

@@ -42,6 +42,10 @@ JUDGES: Final[dict[str, JudgeKind]] = {
             "json_schema",
         ),
     ),
+    "token_choice": JudgeKind(
+        "token_choice:token_choice_judge",
+        ("gpt4_oracle", "base_url", "template_file", "choice_tokens", "max_invalid_retries"),
+    ),
     "reward_model": JudgeKind(
         "reward_model:reward_model_judge",
         ("reward_model", "batch_size", "tie_tolerance", "device"),
