@@ -7,6 +7,8 @@ fail in the ways real servers do, slowness byte by byte included.
 from __future__ import annotations
 
 import json
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -28,6 +30,7 @@ class Answer:
         delay: Seconds before it answers.
         meets: Where it waits for as many others as the barrier counts.
         cut_after: Bytes of the body after which the connection is cut; ``None``: it is not.
+        reset: Whether the connection is reset instead of answered.
         drip: Seconds between two bytes of the body.
         drip_headers: Seconds between two bytes of everything before it.
     """
@@ -38,6 +41,7 @@ class Answer:
     delay: float = 0.0
     meets: threading.Barrier | None = None
     cut_after: int | None = None
+    reset: bool = False
     drip: float = 0.0
     drip_headers: float = 0.0
 
@@ -177,6 +181,12 @@ class ScriptedServer:
             handler.close_connection = True  # The client has gone: it timed out or was killed.
 
     def _send(self, handler: BaseHTTPRequestHandler, answer: Answer) -> None:
+        if answer.reset:
+            # Closed at once and without a farewell.
+            handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            handler.connection.close()
+            handler.close_connection = True
+            return
         raw = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
         if answer.cut_after is not None:
             handler.close_connection = True

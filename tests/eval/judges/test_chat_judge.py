@@ -106,8 +106,10 @@ def test_unusual_messages_are_read(server: ScriptedServer, message: dict[str, An
     assert (reply.verdict, reply.reason, reply.prompt_tokens) == (*expected, 0)
 
 
+@pytest.mark.usefixtures("waits")
 def test_a_failure_that_a_relay_reports_as_a_success_is_quoted(server: ScriptedServer) -> None:
-    server.add(Answer(200, {"error": {"code": 502, "message": f"upstream is down {PLANTED_KEY}"}}))
+    failure = Answer(200, {"error": {"code": 502, "message": f"upstream is down {PLANTED_KEY}"}})
+    server.add(failure, failure, failure, failure)
     with pytest.raises(JudgeError, match=r"without a chat completion .*upstream is down") as raised:
         make_judge(server).ask(PROMPT, "x", "y")
     assert PLANTED_KEY not in str(raised.value)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -185,15 +186,45 @@ def test_what_cannot_succeed_fails_at_once(
         (b'{"choices": []}', "application/json"),
         (b'{"choices": null}', "application/json"),
         (b"[]", "application/json"),
+        (b'{"choices": [{"message": null}]}', "application/json"),
+        (b'{"choices": {"message": 3}}', "application/json"),
+        (b'{"choices": ["Verdict: A"]}', "application/json"),
+        (b"[" * 200_000, "application/json"),
+        (b'{"created": ' + b"9" * 5000 + b"}", "application/json"),
     ],
+    ids=lambda value: str(value)[:30],
 )
-def test_a_malformed_reply_is_an_error_and_no_verdict(
+def test_a_malformed_reply_is_asked_for_again_and_no_verdict(
     script: ScriptedServer, waits: list[float], body: bytes, content_type: str
 ) -> None:
-    script.add(Answer(200, body, {"Content-Type": content_type}))
-    with pytest.raises(JudgeError, match="answered without an error"):
+    malformed = Answer(200, body, {"Content-Type": content_type})
+    script.add(malformed, completion("Verdict: B"))
+    assert make_oracle(script).judge("p", "one", "two").verdict is Verdict.B
+    assert waits == [0.5]
+    script.add(*[malformed] * 4)
+    with pytest.raises(JudgeError, match=r"base_url.*at each of 4 attempts"):
+        make_oracle(script).judge("p", "one", "two")
+
+
+def test_counts_that_are_no_numbers_count_as_none(script: ScriptedServer) -> None:
+    answer = completion("Verdict: A")
+    script.add(
+        replace(answer, body=answer.body | {"usage": {"prompt_tokens": "many", "completion_tokens": -4}})
+    )
+    assert make_oracle(script).judge("p", "one", "two").usage is None
+
+
+def test_a_server_that_asks_to_wait_for_days_is_not_waited_for(
+    script: ScriptedServer, waits: list[float]
+) -> None:
+    script.add(error(429, "come back on Monday", headers={"Retry-After": "259200"}))
+    with pytest.raises(
+        JudgeError, match=r"asks to wait 259,200 s, and no further one could begin within 780 s"
+    ):
         make_oracle(script).judge("p", "one", "two")
     assert waits == []
+    with pytest.raises(ConfigError, match=r"timeout must lie between 0 and deadline .10., got 20"):
+        make_oracle(script, timeout=20, deadline=10)
 
 
 @pytest.mark.parametrize(
@@ -274,8 +305,9 @@ def test_a_password_in_the_address_is_not_shown(monkeypatch: pytest.MonkeyPatch)
             class completions:
                 create = staticmethod(lambda **_: "It works!")
 
-    oracle = GPT4Oracle(base_url="https://me:secret@judge.example/v1?token=secret", client=Client())
-    with pytest.raises(JudgeError, match=r"check base_url \(https://judge\.example/v1\)") as raised:
+    address = "https://me:secret@judge.example/v1?token=secret"
+    oracle = GPT4Oracle(base_url=address, client=Client(), max_retries=0)
+    with pytest.raises(JudgeError, match=r"check base_url, https://judge\.example/v1, and") as raised:
         oracle.judge("p", "one", "two")
     assert "secret" not in str(raised.value)
 

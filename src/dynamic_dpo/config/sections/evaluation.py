@@ -14,6 +14,7 @@ from dynamic_dpo.config.base import Section, refuse, refuse_fault
 from dynamic_dpo.config.from_settings import settings_section
 from dynamic_dpo.eval.generate.server_settings import ServerSettings
 from dynamic_dpo.eval.generate.settings import GenerationSettings
+from dynamic_dpo.eval.judges.chat.server import QUESTION_DEADLINE, REQUEST_TIMEOUT
 from dynamic_dpo.eval.judges.template import DEFAULT_TEMPLATE
 from dynamic_dpo.eval.presets.table import PRESETS
 from dynamic_dpo.eval.prompts.render import PromptFormat
@@ -146,6 +147,16 @@ class OracleSection(Section):
     )
     initial_backoff: float = Field(default=1.0, gt=0, description="Seconds before the first further try.")
     max_backoff: float = Field(default=60.0, gt=0, description="Most seconds between two tries.")
+    timeout: float = Field(
+        default=REQUEST_TIMEOUT,
+        gt=0,
+        description="Seconds that one try may take, to the last byte of the reply.",
+    )
+    deadline: float = Field(
+        default=QUESTION_DEADLINE,
+        gt=0,
+        description="Seconds that one question may take with all tries and waits; a server is not waited for longer.",
+    )
     system_prompt: str | None = Field(
         default=None,
         description="What the judge is and what counts for it, where judge.template is custom; null: that of the "
@@ -164,6 +175,14 @@ class OracleSection(Section):
         first = info.data.get("initial_backoff")
         if first is not None and value < first:
             refuse(f"must be at least gpt4_oracle.initial_backoff ({first:g})")
+        return value
+
+    @field_validator("deadline")
+    @classmethod
+    def _not_below_one_try(cls, value: float, info: ValidationInfo) -> float:
+        timeout = info.data.get("timeout")
+        if timeout is not None and value < timeout:
+            refuse(f"must be at least gpt4_oracle.timeout ({timeout:g})")
         return value
 
     @field_validator("prompt_template")

@@ -10,7 +10,7 @@ import hashlib
 from typing import Any, NamedTuple
 
 from dynamic_dpo.errors import ConfigError
-from dynamic_dpo.eval.judges.chat.server import ChatServer, Usage
+from dynamic_dpo.eval.judges.chat.server import QUESTION_DEADLINE, REQUEST_TIMEOUT, ChatServer, Usage
 from dynamic_dpo.eval.judges.template import custom_template, fill
 from dynamic_dpo.eval.judges.verdict import Verdict, parse_verdict
 from dynamic_dpo.eval.servers.retry import RetryPolicy
@@ -52,6 +52,9 @@ class GPT4Oracle:
         initial_backoff: Seconds before the first repetition; doubles with each. A server's Retry-After
             counts instead where it gives one.
         max_backoff: Longest wait of our own choice, in seconds.
+        timeout: Seconds that one attempt may take, however slowly its reply drips.
+        deadline: Seconds that one question may take, with all its attempts and waits. A server that asks to wait
+            longer is not waited for.
         system_prompt: What the judge is and what counts for it; ``None``: that of `template.DEFAULT_TEMPLATE`.
         prompt_template: The question, with the places ``{prompt}``, ``{output_a}`` and ``{output_b}``; must
             ask for a last line ``Verdict: A``, ``Verdict: B`` or ``Verdict: tie``. ``None``: that of
@@ -79,6 +82,8 @@ class GPT4Oracle:
         max_retries: int = 5,
         initial_backoff: float = 1.0,
         max_backoff: float = 60.0,
+        timeout: float = REQUEST_TIMEOUT,
+        deadline: float = QUESTION_DEADLINE,
         system_prompt: str | None = None,
         prompt_template: str | None = None,
         base_url: str | None = None,
@@ -88,6 +93,10 @@ class GPT4Oracle:
             raise ConfigError(f"gpt4_oracle.temperature must be at least 0, got {temperature}")
         if max_tokens < 1:
             raise ConfigError(f"gpt4_oracle.max_tokens must be at least 1, got {max_tokens}")
+        if not 0 < timeout <= deadline:
+            raise ConfigError(
+                f"gpt4_oracle.timeout must lie between 0 and deadline ({deadline}), got {timeout}"
+            )
         self.template = custom_template(system_prompt, prompt_template)
         self.model = model
         self.temperature = temperature
@@ -97,8 +106,9 @@ class GPT4Oracle:
         self.system_prompt = self.template.system
         self.prompt_template = self.template.question
         self.base_url = base_url
-        self.retry = RetryPolicy(max_retries, initial_backoff, max_backoff)
-        self.server = ChatServer(model, self.retry, base_url=base_url, client=client)
+        # An attempt that begins in time ends in time.
+        self.retry = RetryPolicy(max_retries, initial_backoff, max_backoff, deadline=deadline - timeout)
+        self.server = ChatServer(model, self.retry, base_url=base_url, timeout=timeout, client=client)
 
     def judge(self, prompt: str, output_a: str, output_b: str, item_id: str | None = None) -> Judgement:
         """Ask which output answers ``prompt`` better.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import email.utils
 import itertools
-import json
 import logging
 import math
 import threading
@@ -17,12 +16,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_before_delay,
+    wait_exponential,
+)
 
 from dynamic_dpo.errors import ConfigError, ServerError
 from dynamic_dpo.utils.secrets import redact
 
 T = TypeVar("T")
+LONGEST_WAIT = 3600.0
+"""Seconds after which a request is not repeated any more where nobody says otherwise; a server may ask for days."""
 logger = logging.getLogger("dynamic_dpo")
 
 
@@ -68,8 +76,10 @@ class RetryPolicy:
     Args:
         max_retries: Repetitions after the first attempt, at least 0.
         initial_backoff: Seconds before the first repetition; doubles with each.
-        max_backoff: Longest wait of our own choice, in seconds. A server's Retry-After is kept in full.
+        max_backoff: Longest wait of our own choice, in seconds. A server's Retry-After is kept in full, or, where it
+            goes beyond the deadline, not waited for at all.
         names: What messages call the server.
+        deadline: Seconds from the first attempt within which the last one begins.
 
     Raises:
         ConfigError: If a number is out of range.
@@ -79,6 +89,7 @@ class RetryPolicy:
     initial_backoff: float
     max_backoff: float
     names: ServerNames = _JUDGE
+    deadline: float = LONGEST_WAIT
 
     def __post_init__(self) -> None:
         if self.max_retries < 0:
@@ -127,7 +138,8 @@ class RetryPolicy:
                     raise RefusedError(error.status_code, words, self.names) from None
                 asked = retry_after(error.response.headers)
                 raise PassingError(f"status {error.status_code}", asked) from None
-            except (json.JSONDecodeError, UnicodeDecodeError, openai.APIResponseValidationError):
+            except (ValueError, RecursionError, openai.APIResponseValidationError):
+                # Not only broken JSON: a number of 5,000 digits or 100,000 brackets cannot be read either.
                 fault = "a reply that is no JSON (is base_url the address of an OpenAI-compatible API?)"
                 raise PassingError(fault) from None
             except openai.APIConnectionError as error:
@@ -146,8 +158,13 @@ class RetryPolicy:
             logger.warning("%s gave %s; asking again in %.1f s", self.names.server, _fault_of(state), seconds)
 
         def give_up(state: RetryCallState) -> NoReturn:
+            fault = _fault_of(state)
+            within = ""
+            if state.attempt_number <= self.max_retries:
+                asked = "" if fault.asked is None else f" and asks to wait {fault.asked:,.0f} s"
+                within = f"{asked}, and no further one could begin within {self.deadline:,.0f} s"
             raise ServerError(
-                f"{self.names.server} gave {_fault_of(state)} at each of {state.attempt_number} attempts; "
+                f"{self.names.server} gave {fault} at each of {state.attempt_number} attempts{within}; "
                 f"{self.names.later}"
             )
 
@@ -159,7 +176,7 @@ class RetryPolicy:
 
         retrying = Retrying(
             retry=retry_if_exception_type(PassingError),
-            stop=stop_after_attempt(self.max_retries + 1),
+            stop=stop_after_attempt(self.max_retries + 1) | stop_before_delay(self.deadline),
             wait=wait,
             before_sleep=warn,
             retry_error_callback=give_up,

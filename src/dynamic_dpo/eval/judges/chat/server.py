@@ -13,10 +13,13 @@ from typing import Any, NamedTuple
 from dynamic_dpo.errors import JudgeError, ServerError
 from dynamic_dpo.eval.judges.chat.capabilities import Capabilities, Negotiator, request_options
 from dynamic_dpo.eval.servers.client import ServerClient, environment_key
-from dynamic_dpo.eval.servers.retry import RetryPolicy
+from dynamic_dpo.eval.servers.retry import PassingError, RetryPolicy
 from dynamic_dpo.utils.secrets import redact, shown_url
 
 REQUEST_TIMEOUT = 120.0
+"""Seconds that one attempt may take, whatever the server sends in them."""
+QUESTION_DEADLINE = 900.0
+"""Seconds that one question may take with all attempts and waits."""
 
 
 class Usage(NamedTuple):
@@ -56,14 +59,22 @@ class ChatServer:
         model: Its name on the server.
         retry: What to do about faults that may pass.
         base_url: Address of the server; ``None`` for the ``openai`` package's default.
+        timeout: Seconds that one attempt may take, from the look-up of the name to the last byte.
         client: A ready ``openai.OpenAI`` client to use instead; set its own ``max_retries`` to 0.
     """
 
     def __init__(
-        self, model: str, retry: RetryPolicy, *, base_url: str | None = None, client: Any = None
+        self,
+        model: str,
+        retry: RetryPolicy,
+        *,
+        base_url: str | None = None,
+        timeout: float = REQUEST_TIMEOUT,
+        client: Any = None,
     ) -> None:
         self.model = model
         self.base_url = base_url
+        self.timeout = timeout
         self._given = client
         self._client: ServerClient | None = None
         self._negotiator = Negotiator(retry)
@@ -102,7 +113,7 @@ class ChatServer:
                 {key: text.encode("utf-8", "replace").decode() for key, text in message.items()}
                 for message in messages(used.json_schema)
             ]
-            return create(model=self.model, messages=asked, **options)
+            return self._checked(create(model=self.model, messages=asked, **options))
 
         wanted = Capabilities(json_schema=schema is not None, logprobs=logprobs)
         try:
@@ -118,22 +129,29 @@ class ChatServer:
                 self._client.close()
                 self._client = None
 
-    def _read(self, completion: Any) -> Completion:
+    def _checked(self, completion: Any) -> Any:
+        """Return a reply that holds a message; raise `PassingError` for any other, which may be asked for again."""
         try:
-            choice = completion.choices[0]
-            message = choice.message
-        except (AttributeError, IndexError, TypeError):
+            found = completion.choices[0].message
+        except (AttributeError, IndexError, KeyError, TypeError):
+            found = None
+        if found is None or isinstance(found, str | int | float | list):
             # Some relays report another server's failure under status 200.
             said = getattr(completion, "error", None)
-            raise JudgeError(
-                "the judge's server answered without an error and without a chat completion "
-                f"({redact(str(said))[:300] if said else type(completion).__name__}); check base_url "
-                f"({shown_url(self.base_url)}) and the model's name"
-            ) from None
+            raise PassingError(
+                "an answer without an error and without a chat completion "
+                f"({redact(str(said))[:300] if said else type(completion).__name__}; check base_url, "
+                f"{shown_url(self.base_url)}, and the model's name)"
+            )
+        return completion
+
+    def _read(self, completion: Any) -> Completion:
+        choice = completion.choices[0]
+        message = choice.message
         # A refusal has no content: that is a reply without a verdict, not a fault.
-        text = _text(message.content) or _text(getattr(message, "refusal", None))
+        text = _text(getattr(message, "content", None)) or _text(getattr(message, "refusal", None))
         used = getattr(completion, "usage", None)
-        counts = [getattr(used, name, None) or 0 for name in Usage._fields]
+        counts = [_count(getattr(used, name, None)) for name in Usage._fields]
         return Completion(
             redact(text),
             Usage(*counts) if any(counts) else None,
@@ -150,17 +168,22 @@ class ChatServer:
                     self._client = ServerClient(
                         base_url=self.base_url,
                         key=environment_key("OPENAI_API_KEY", purpose="the judge"),
-                        deadline=REQUEST_TIMEOUT,
+                        deadline=self.timeout,
                     )
                 except ServerError as error:
                     raise JudgeError(str(error)) from None
             return self._client.chat_completion
 
 
+def _count(value: Any) -> int:
+    """Return a number of tokens; 0 for what is none, as servers that do not count send it."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
 def _text(content: Any) -> str:
     """Return a message's content as text; some servers give a list of parts."""
     if isinstance(content, list):
-        return "".join(part["text"] for part in content if isinstance(part, dict) and "text" in part)
+        return "".join(_text(part.get("text")) for part in content if isinstance(part, dict))
     return content if isinstance(content, str) else ""
 
 
