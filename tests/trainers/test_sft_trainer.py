@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -13,8 +14,11 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import SFTConfig
 
+from dynamic_dpo.errors import RunStopped
+from dynamic_dpo.runs.alarms import AlarmConfig
 from dynamic_dpo.trainers.sft_trainer import build_sft_trainer
 from dynamic_dpo.utils.signals import Interrupted, stop_signals
+from sick_runs import SAMPLES, pairs, stopping_llama
 from tiny import tiny_llama, word_tokenizer
 
 
@@ -40,6 +44,57 @@ def build(folder: Path, **overrides: Any) -> Any:
         eval_dataset=Dataset.from_dict(rows).select(range(3)),
         tokenizer=word_tokenizer(),
     )
+
+
+def endless(folder: Path, *, alarms: AlarmConfig | None = None, ends: bool = False, **overrides: Any) -> Any:
+    """Fine-tuning of a model that stops, on answers whose template never does, 30 steps of what would be 300."""
+    rows = pairs("healthy" if ends else "endless", 240, 0)
+    ids = [row["prompt_ids"] + row["chosen_ids"] for row in rows]
+    mask = [[0] * len(row["prompt_ids"]) + [1] * len(row["chosen_ids"]) for row in rows]
+    settings: dict[str, Any] = {
+        "per_device_train_batch_size": 8,
+        "learning_rate": 3e-3,
+        "num_train_epochs": 1,
+        "lr_scheduler_type": "constant",
+        "save_strategy": "no",
+    }
+    return build_sft_trainer(
+        stopping_llama(0),
+        SFTConfig(
+            output_dir=str(folder),
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            logging_steps=2,
+            **(settings | overrides),
+        ),
+        train_dataset=Dataset.from_dict({"input_ids": ids, "completion_mask": mask}),
+        tokenizer=word_tokenizer(),
+        sampling=SAMPLES,
+        alarms=alarms,
+    )
+
+
+def test_a_template_that_never_stops_raises_its_alarm_within_a_tenth_of_the_run(tmp_path: Path) -> None:
+    trainer = endless(tmp_path / "sick")
+    trainer.train()
+    raised = {alarm.name: alarm for alarm in trainer.alarms.raised}
+    assert raised["missing_stops"].step <= 30
+    kept = [json.loads(line) for line in (tmp_path / "sick" / "raised_alarms.jsonl").read_text().splitlines()]
+    assert [alarm["name"] for alarm in kept] == list(raised)
+    healthy = endless(tmp_path / "healthy", ends=True)
+    healthy.train()
+    assert healthy.alarms.raised == []
+
+
+def test_an_alarm_that_is_to_stop_a_fine_tuning_saves_and_ends_it(tmp_path: Path) -> None:
+    stop = AlarmConfig(action="stop")
+    with pytest.raises(RunStopped, match=r"alarm at step 20: samples are 2\.\d times as long"):
+        endless(tmp_path, alarms=stop, save_strategy="steps", save_steps=100).train()
+    (checkpoint,) = tmp_path.glob("checkpoint-*")
+    again = endless(tmp_path, alarms=stop, save_strategy="steps", save_steps=100)
+    again.train(resume_from_checkpoint=str(checkpoint))
+    assert again.state.global_step == 30
 
 
 class SignalAfter(TrainerCallback):  # type: ignore[misc]

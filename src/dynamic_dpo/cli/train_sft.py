@@ -40,8 +40,8 @@ def train_sft(config: TrainingConfig) -> Any:
     """Run a whole fine-tuning.
 
     Args:
-        config: Checked settings; ``policy_name``, ``precision``, ``dataset``, ``sft_training``, ``sampling`` and
-            ``peft`` are read.
+        config: Checked settings; ``policy_name``, ``precision``, ``dataset``, ``sft_training``, ``sampling``,
+            ``alarms`` and ``peft`` are read.
 
     Returns:
         The trainer, after training, with the model saved and checked.
@@ -76,6 +76,7 @@ def train_sft(config: TrainingConfig) -> Any:
     from dynamic_dpo.data.render import require_chat_template
     from dynamic_dpo.models.sources import load_tokenizer
     from dynamic_dpo.models.trained_adapter import find_policy
+    from dynamic_dpo.runs.alarms import AlarmConfig
     from dynamic_dpo.trainers.checkpoints.saved import save_and_check
     from dynamic_dpo.trainers.sft_trainer import build_sft_trainer
 
@@ -120,6 +121,7 @@ def train_sft(config: TrainingConfig) -> Any:
         tokenizer=tokenizer,
         peft_config=peft_config,
         sampling=sampling,
+        alarms=config.read(AlarmConfig),
     )
     if is_first_rank():
         config.save(Path(section.save_dir) / CONFIG)

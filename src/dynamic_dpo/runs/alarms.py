@@ -251,7 +251,7 @@ def _saturation(value: float) -> str:
 def _jump(value: float) -> str:
     return (
         f"the gradient's norm is {value:.0f} times the median of the entries before: the step was too large or the "
-        "batch is strange. Lower the learning rate, or set dpo_training.max_grad_norm"
+        "batch is strange. Lower the learning rate, or clip gradients (max_grad_norm)"
     )
 
 
@@ -295,8 +295,8 @@ def _repetition(value: float) -> str:
 def _missing_stops(value: float) -> str:
     return (
         f"the share of samples that end by themselves lies {value:.2f} below that of the first ones: the policy "
-        "unlearns to stop. Look whether chosen answers end in the stop token: a template may leave it out, or the "
-        "limit of length cut it off"
+        "unlearns to stop. Look whether the answers that it is taught end in the stop token: a template may leave it "
+        "out, or the limit of length cut it off"
     )
 
 

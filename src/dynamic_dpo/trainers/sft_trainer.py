@@ -15,18 +15,29 @@ from trl import SFTTrainer
 
 from dynamic_dpo.errors import DataError, ModelError
 from dynamic_dpo.models.trained_weights import hold_trained_weights_in_float32
+from dynamic_dpo.runs.alarms import AlarmConfig
 from dynamic_dpo.runs.files import LOG_STATE
 from dynamic_dpo.trainers.arguments import check_parallelism
 from dynamic_dpo.trainers.checkpoints.log_state import json_number
 from dynamic_dpo.trainers.checkpoints.whole import clear_reading_errors
 from dynamic_dpo.trainers.resumable_trainer import ResumableTrainer
+from dynamic_dpo.trainers.watch.alarming import RunAlarms
 from dynamic_dpo.trainers.watch.sampling import RunSamples, Sampling
 from dynamic_dpo.utils.files import write_json
 from dynamic_dpo.utils.secrets import keep_tokens_unsaved
 
 
 class ResumableSFTTrainer(ResumableTrainer, SFTTrainer):  # type: ignore[misc]
-    """TRL's trainer with whole checkpoints, that ends in one when a signal asks for it."""
+    """TRL's trainer with whole checkpoints, that ends in one when a signal or an alarm asks for it."""
+
+    def __init__(self, *args: Any, alarms: AlarmConfig | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.alarms = RunAlarms(alarms)
+        self.add_callback(self.alarms)
+
+    def reason_to_stop(self) -> str | None:
+        """Return why an alarm wants the run to end, if one does."""
+        return self.alarms.stop_reason
 
     def write_into_checkpoint(self, folder: Path) -> None:
         """Write what the next log entries are made of: losses, and the metrics that TRL gathers from all ranks."""
@@ -63,6 +74,7 @@ def build_sft_trainer(
     tokenizer: Any,
     peft_config: Any = None,
     sampling: Sampling | None = None,
+    alarms: AlarmConfig | None = None,
 ) -> Any:
     """Return a TRL trainer whose loss is on completion tokens only.
 
@@ -75,6 +87,7 @@ def build_sft_trainer(
         tokenizer: The tokenizer; a missing padding token becomes the end-of-sequence token.
         peft_config: A `peft` configuration, or ``None`` for full fine-tuning.
         sampling: For which prompts the model writes samples while it is trained; ``None`` for none.
+        alarms: What in the run's log raises an alarm, and what follows; what a fine-tuning does not log raises none.
 
     Returns:
         The trainer, its data tokenised.
@@ -108,6 +121,7 @@ def build_sft_trainer(
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
         peft_config=peft_config,
+        alarms=alarms,
     )
     hold_trained_weights_in_float32(trainer.model, autocast=args.bf16 or args.fp16)
     _drop_rows_without_completion(trainer, args.max_length)

@@ -35,7 +35,7 @@ class MonitorSection(settings_section("monitor", RiskConfig)):  # type: ignore[m
 
 
 class AlarmsSection(settings_section("alarms", AlarmConfig)):  # type: ignore[misc]
-    """train-dpo: what in the log of a run raises an alarm; docs/watching.md says what each means."""
+    """What in the log of a training raises an alarm; docs/watching.md says what each means and train-sft has."""
 
 
 class MarginLogSection(settings_section("margin_log", MarginLogConfig)):  # type: ignore[misc]
