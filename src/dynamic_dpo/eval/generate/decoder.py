@@ -16,6 +16,12 @@ from torch import Tensor
 from dynamic_dpo.errors import ModelError
 
 
+def forward_parameters(model: Any) -> set[str]:
+    """Return what a model's ``forward`` takes, that of the model under an adapter where there is one."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return set(inspect.signature(base.forward).parameters)
+
+
 class Decoder:
     """One batch being read by one model.
 
@@ -33,8 +39,7 @@ class Decoder:
                 f"{type(model).__name__}; give a causal language model"
             )
         self.model = model
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        accepted = inspect.signature(base.forward).parameters
+        accepted = forward_parameters(model)
         # Models with relative positions take no position_ids; old ones score every position.
         self.takes_positions = "position_ids" in accepted
         self.extra = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}

@@ -23,6 +23,7 @@ from transformers import TrainerCallback
 
 from dynamic_dpo.errors import CheckpointError, ConfigError, DataError
 from dynamic_dpo.eval.generate.batched import WrittenIds, continue_ids
+from dynamic_dpo.eval.generate.decoder import forward_parameters
 from dynamic_dpo.eval.judges.base import Scorer, checked_scores
 from dynamic_dpo.eval.prompts.render import Prompt, prompt_key, render_prompt
 from dynamic_dpo.eval.records import PromptRecord
@@ -345,7 +346,10 @@ def _mean_fall(rows: Sequence[Row], logps: Sequence[float]) -> float:
 def _logp(model: Any, prompt: Sequence[int], output: Sequence[int]) -> float:
     """Return a completion's summed log-probability, nats."""
     ids = torch.tensor([[*prompt, *output]], device=model.device)
-    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    needed = len(output) + 1
+    # Those of the prompt would take memory for nothing; old models give them all.
+    fewer = {"logits_to_keep": needed} if "logits_to_keep" in forward_parameters(model) else {}
+    logits: torch.Tensor = model(input_ids=ids, use_cache=False, **fewer).logits[0, -needed:-1]
     logps = logits.float().log_softmax(-1).gather(-1, ids[0, len(prompt) :, None])
     total: float = logps.double().sum().item()
     return total
