@@ -12,6 +12,8 @@ from dynamic_dpo.errors import ConfigError, JudgeError
 if TYPE_CHECKING:
     from dynamic_dpo.config.schema import EvaluationConfig
     from dynamic_dpo.eval.judges.base import Judge
+    from dynamic_dpo.eval.judges.turns.chat import TurnsJudge
+    from dynamic_dpo.eval.judges.turns.templates import TurnsTemplate
     from dynamic_dpo.eval.plan import EvaluationPlan, JudgingSettings
     from dynamic_dpo.eval.scoring.outputs import ScoringSettings
 
@@ -22,6 +24,7 @@ def build_plan(config: EvaluationConfig) -> EvaluationPlan:
     Raises:
         ConfigError: If settings are missing or cannot be carried out together.
     """
+    from dynamic_dpo.eval.generate.turns_settings import TurnsSettings
     from dynamic_dpo.eval.model_spec import ModelSpec
     from dynamic_dpo.eval.plan import EvaluationPlan, StatisticsSettings
     from dynamic_dpo.eval.statistics.arena.settings import ArenaSettings
@@ -32,8 +35,7 @@ def build_plan(config: EvaluationConfig) -> EvaluationPlan:
     require_statistics("evaluate")
     return EvaluationPlan(
         folder=Path(config.output.dir),
-        # Without keys that earlier versions did not know: their folders are to be found again.
-        prompts={key: value for key, value in data.model_dump().items() if key != "categories" or value},
+        prompts=_prompts(config),
         models=[
             ModelSpec(
                 name,
@@ -51,12 +53,26 @@ def build_plan(config: EvaluationConfig) -> EvaluationPlan:
             arena_hard=ArenaSettings(**config.statistics.arena_hard.model_dump()),
         ),
         scoring=_scoring(config),
+        turns=TurnsSettings(**config.turns.model_dump()),
         baseline=config.baseline,
         comparisons=config.comparisons,
         generations_file=config.output.generations,
         judgements_file=config.output.judgements,
         summary_file=config.output.summary,
     )
+
+
+def _prompts(config: EvaluationConfig) -> dict[str, Any]:
+    """Return the arguments of `load_prompts`, without keys that say nothing and that earlier versions did not know.
+
+    Folders that those made are to be found again.
+    """
+    settings: dict[str, Any] = config.dataset.model_dump(exclude={"categories"})
+    if config.dataset.categories:
+        settings["categories"] = config.dataset.categories
+    if config.turns.enabled:
+        settings["turns"] = True
+    return settings
 
 
 def require_statistics(command: str) -> None:
@@ -78,7 +94,10 @@ def check_judge(config: EvaluationConfig) -> None:
     from dynamic_dpo.eval.judges.table import JUDGES
     from dynamic_dpo.eval.judging.spending import BudgetMeter, Spending
 
-    build_judge(config)
+    if config.turns.enabled:
+        build_turns_judge(config)
+    else:
+        build_judge(config)
     if "gpt4_oracle" not in JUDGES[config.judge.kind].settings:
         return
     if "@" in (config.judge.base_url or ""):
@@ -113,11 +132,13 @@ def _judging(config: EvaluationConfig) -> JudgingSettings:
     from dynamic_dpo.eval.plan import JudgingSettings
 
     judge, oracle = config.judge, config.gpt4_oracle
-    if judge.template != "custom" or judge.template_file is not None:
+    if config.turns.enabled:
+        _refuse_unread_by_turns(config)
+    elif judge.template != "custom" or judge.template_file is not None:
         _refuse_unused_prompts(config)
     return JudgingSettings(
-        make_judge=lambda: build_judge(config),
-        identity=_identity(config),
+        make_judge=lambda: build_turns_judge(config) if config.turns.enabled else build_judge(config),
+        identity=_turns_identity(config) if config.turns.enabled else _identity(config),
         both_orders=judge.both_orders,
         randomize_order=oracle.randomize_order,
         seed=oracle.seed,
@@ -143,6 +164,60 @@ def build_judge(config: EvaluationConfig) -> Judge:
         "device": config.generation.device,
     }
     return make_judge(config.judge.kind, settings)
+
+
+def build_turns_judge(config: EvaluationConfig) -> TurnsJudge:
+    """Return the judge of conversations that a file names; its server is asked with the first question.
+
+    Raises:
+        ConfigError: If the file of questions cannot be had.
+    """
+    from dynamic_dpo.eval.judges.gpt4_oracle import GPT4Oracle
+    from dynamic_dpo.eval.judges.turns.chat import TurnsJudge
+
+    oracle = config.gpt4_oracle.model_dump(exclude={"system_prompt", "prompt_template"})
+    return TurnsJudge(
+        GPT4Oracle(**oracle, base_url=config.judge.base_url),
+        _turns_template(config),
+        max_attempts=1 + config.judge.max_invalid_retries,
+    )
+
+
+def _turns_template(config: EvaluationConfig) -> TurnsTemplate:
+    from dynamic_dpo.eval.judges.turns.templates import own_template, published_template
+
+    path = config.turns.template_file
+    return own_template() if path is None else published_template(path)
+
+
+def _turns_identity(config: EvaluationConfig) -> dict[str, Any]:
+    """Return the settings that judgements of conversations depend on."""
+    return {
+        "turns": config.turns.model_dump(include={"judging", "references"}),
+        "template_sha256": _turns_template(config).sha256,
+        "max_invalid_retries": config.judge.max_invalid_retries,
+        **config.gpt4_oracle.model_dump(include={"model", "temperature", "max_tokens"}),
+    }
+
+
+def _refuse_unread_by_turns(config: EvaluationConfig) -> None:
+    judge = config.judge
+    if judge.kind != "openai":
+        raise ConfigError(
+            f"judge.kind is {judge.kind}, and conversations are judged by a chat model: set it to openai"
+        )
+    read = {"judge.template": judge.template == "custom", "judge.template_file": judge.template_file is None}
+    read |= {"judge.logprobs": not judge.logprobs, "judge.json_schema": not judge.json_schema}
+    read |= {
+        f"gpt4_oracle.{key}": getattr(config.gpt4_oracle, key) is None
+        for key in ("system_prompt", "prompt_template")
+    }
+    for key, is_left_out in read.items():
+        if not is_left_out:
+            raise ConfigError(
+                f"{key} has no effect while turns.enabled is true: leave it out; turns.template_file takes questions "
+                "of your own"
+            )
 
 
 def _identity(config: EvaluationConfig) -> dict[str, Any]:

@@ -53,6 +53,7 @@ def run_evaluation(config: EvaluationConfig, stages: Sequence[str] = STAGES) -> 
     from dynamic_dpo.eval.folder import EvaluationFolder
     from dynamic_dpo.eval.pipeline import generate_all, judge_all, prepare
     from dynamic_dpo.eval.report.stage import report
+    from dynamic_dpo.eval.turns.stages import generate_turns, judge_turns, report_turns
 
     plan = build_plan(config)
     if "judge" in stages:
@@ -64,11 +65,11 @@ def run_evaluation(config: EvaluationConfig, stages: Sequence[str] = STAGES) -> 
         prompts = prepare(folder, again=len(stages) == 1)
         logger.info("%d prompts in %s", len(prompts), plan.folder)
     if "generate" in stages:
-        generate_all(folder)
+        (generate_turns if plan.turns.enabled else generate_all)(folder)
     if "judge" in stages:
-        stopped = judge_all(folder)
+        stopped = (judge_turns if plan.turns.enabled else judge_all)(folder)
     if "report" in stages:
-        paths, stopped = report(folder)
+        paths, stopped = (report_turns if plan.turns.enabled else report)(folder)
         print(Path(paths.markdown).read_text(encoding="utf-8"))
         logger.info("the report: %s", paths.html)
     return BUDGET_STOPPED if stopped else 0

@@ -33,6 +33,7 @@ from dynamic_dpo.config.sections.evaluation import (
     OracleSection,
     OutputSection,
     PresetName,
+    TurnsSection,
 )
 from dynamic_dpo.config.sections.judging import JudgeSection, ScoringSection, StatisticsSection
 from dynamic_dpo.config.sections.loops import IterateSection, LoopEvaluationSection
@@ -163,6 +164,7 @@ class EvaluationConfig(Document):
         default="baseline", description="Compare every model with the baseline, or with every other model."
     )
     generation: GenerationSection = Field(default_factory=GenerationSection)
+    turns: TurnsSection = Field(default_factory=TurnsSection)
     judge: JudgeSection = Field(default_factory=JudgeSection)
     gpt4_oracle: OracleSection = Field(default_factory=OracleSection)
     scoring: ScoringSection = Field(default_factory=ScoringSection)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 from dynamic_dpo.eval.folder import EvaluationFolder, JudgeNote, Scores
 from dynamic_dpo.eval.generate.ready import is_ready
 from dynamic_dpo.eval.generate.stage import write_outputs
 from dynamic_dpo.eval.judging.ledger import JudgeLedger
+from dynamic_dpo.eval.judging.questions import Askable, RecordT
 from dynamic_dpo.eval.judging.stage import run_judging
 from dynamic_dpo.eval.model_spec import ModelSpec
 from dynamic_dpo.eval.prompts.sets import load_prompts
@@ -68,14 +70,31 @@ def judge_all(folder: EvaluationFolder) -> str | None:
         ConfigError: If outputs are missing or were made by other settings.
         JudgeError: If the judge cannot be had; what is answered stays answered.
     """
-    plan = folder.plan
     prompts = folder.prompts()
     questions = folder.questions(prompts, folder.outputs(prompts)).questions
+    return ask_all(folder, questions, folder.judgements_path)
+
+
+def ask_all(
+    folder: EvaluationFolder,
+    questions: Sequence[Askable[RecordT]],
+    path: Path,
+    record: type[RecordT] | None = None,
+) -> str | None:
+    """Ask questions of one kind that have no answer; as `judge_all`.
+
+    Args:
+        folder: The evaluation's folder.
+        questions: The questions.
+        path: The file of answers.
+        record: What they are; ``None``: judgements.
+    """
+    plan = folder.plan
     judge = plan.judging.make_judge()
     with ExitStack() as stack:
         if hasattr(judge, "close"):
             stack.callback(judge.close)
-        ledger = stack.enter_context(JudgeLedger(folder.judgements_path))
+        ledger = stack.enter_context(JudgeLedger(path, record))
         # Noted first: a report of a run that was killed later finds its answers by it.
         note = JudgeNote(judge.name, judge.fingerprint())
         folder.note_judge(note)

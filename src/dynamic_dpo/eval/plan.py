@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.eval.generate.settings import GenerationSettings
+from dynamic_dpo.eval.generate.turns_settings import TurnsSettings
 from dynamic_dpo.eval.judges.base import Judge
+from dynamic_dpo.eval.judges.turns.chat import TurnsJudge
 from dynamic_dpo.eval.judging.spending import Budget
 from dynamic_dpo.eval.model_spec import ModelSpec
 from dynamic_dpo.eval.statistics.arena.settings import ArenaSettings
@@ -27,7 +29,7 @@ class JudgingSettings:
     """How the outputs are judged.
 
     Attributes:
-        make_judge: Makes the judge; called only when it is needed.
+        make_judge: Makes the judge, of conversations where ``turns`` asks for them; called only when it is needed.
         identity: Settings of the judge, as JSON types: what tells whether the report fits the judgements.
         both_orders: Ask every comparison in both orders.
         randomize_order: Where it is asked once: draw the order by a hash, else the baseline stands second.
@@ -36,7 +38,7 @@ class JudgingSettings:
         budget: Limits.
     """
 
-    make_judge: Callable[[], Judge]
+    make_judge: Callable[[], Judge | TurnsJudge]
     identity: Mapping[str, Any]
     both_orders: bool = True
     randomize_order: bool = True
@@ -74,6 +76,7 @@ class EvaluationPlan:
         judging: How their outputs are judged.
         statistics: How intervals are computed.
         scoring: What is scored beside the outputs; ``None`` for nothing.
+        turns: Whether prompts of several turns are asked, and how their answers are judged.
         baseline: Name of the model that the others are compared with; ``None``: the first.
         comparisons: ``baseline``, or ``all`` for every model with every other.
         generations_file: Name of the file of outputs.
@@ -89,6 +92,7 @@ class EvaluationPlan:
     judging: JudgingSettings
     statistics: StatisticsSettings = field(default_factory=StatisticsSettings)
     scoring: ScoringSettings | None = None
+    turns: TurnsSettings = field(default_factory=TurnsSettings)
     baseline: str | None = None
     comparisons: Literal["baseline", "all"] = "baseline"
     generations_file: str = "generations.jsonl"
@@ -98,10 +102,14 @@ class EvaluationPlan:
 
     def __post_init__(self) -> None:
         names = [model.name for model in self.models]
-        if len(names) < 2:
+        if self.grades and not names:
+            raise ConfigError("models must name at least one model, got none")
+        if not self.grades and len(names) < 2:
             raise ConfigError(
                 f"models must name at least two models to compare, got {', '.join(names) or 'none'}"
             )
+        if self.turns.enabled:
+            self._check_turns()
         if self.baseline is not None and self.baseline not in names:
             raise ConfigError(f"baseline must be one of models ({', '.join(names)}), got {self.baseline!r}")
         if self.statistics.arena_hard.enabled and not self.judging.both_orders:
@@ -113,6 +121,28 @@ class EvaluationPlan:
                 "scoring.reference needs the models' own files, and generation.engine=server has none of them: leave "
                 "scoring out, or let another engine write"
             )
+
+    def _check_turns(self) -> None:
+        if self.generation.num_samples != 1:
+            raise ConfigError(
+                f"generation.num_samples is {self.generation.num_samples}, and conversations are written once: set "
+                "it to 1, or turns.enabled=false"
+            )
+        if self.scoring is not None:
+            raise ConfigError(
+                "scoring.reference has no effect while turns.enabled is true: leave scoring out"
+            )
+        if not (self.judging.both_orders or self.grades):
+            raise ConfigError("turns.judging=pairs asks in both orders: set judge.both_orders=true")
+        if self.statistics.arena_hard.enabled:
+            raise ConfigError(
+                "statistics.arena_hard.enabled has no effect while turns.enabled is true: leave it out"
+            )
+
+    @property
+    def grades(self) -> bool:
+        """Whether each answer is graded by itself."""
+        return self.turns.enabled and self.turns.judging == "grades"
 
     @property
     def measures_kl(self) -> bool:
@@ -145,4 +175,5 @@ class EvaluationPlan:
         del generation["server"]
         if self.generation.engine == "server":
             generation["server"] = self.generation.server.identity()
-        return {"model": asdict(spec), "generation": generation, "prompts": dict(self.prompts)}
+        asked = {"model": asdict(spec), "generation": generation, "prompts": dict(self.prompts)}
+        return asked | ({"temperatures": self.turns.temperatures} if self.turns.enabled else {})

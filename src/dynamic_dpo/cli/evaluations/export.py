@@ -60,6 +60,10 @@ def _command(argv: Sequence[str]) -> int:
     if arguments.against and arguments.to == "alpaca-outputs":
         raise ConfigError("--against has no effect on outputs, which are one model's: leave it out")
     plan = build_plan(get_evaluation_config(settings))
+    if plan.turns.enabled:
+        raise ConfigError(
+            "turns.enabled is true, and these files hold one answer a prompt: conversations are not exported"
+        )
     against = _model(plan, "--against", arguments.against or plan.baseline_name)
     model = _model(plan, "--model", arguments.model or _only_other(plan, against))
     if model == against and arguments.to != "alpaca-outputs":

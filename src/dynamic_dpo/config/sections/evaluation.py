@@ -14,6 +14,7 @@ from dynamic_dpo.config.base import Section, refuse, refuse_fault
 from dynamic_dpo.config.from_settings import settings_section
 from dynamic_dpo.eval.generate.server_settings import ServerSettings
 from dynamic_dpo.eval.generate.settings import GenerationSettings
+from dynamic_dpo.eval.generate.turns_settings import TurnsSettings
 from dynamic_dpo.eval.judges.chat.server import QUESTION_DEADLINE, REQUEST_TIMEOUT
 from dynamic_dpo.eval.judges.template import DEFAULT_TEMPLATE
 from dynamic_dpo.eval.presets.table import PRESETS
@@ -128,6 +129,10 @@ class GenerationSection(settings_section("generation", GenerationSettings, base=
         if value and info.data.get("temperature") == 0:
             refuse("must not be true while generation.temperature is 0")
         return value
+
+
+class TurnsSection(settings_section("turns", TurnsSettings)):  # type: ignore[misc]
+    """Prompts of several turns, as MT-Bench's: conversations with the model's own answers, graded or compared."""
 
 
 class OracleSection(Section):

@@ -66,7 +66,7 @@ def identify_ready(spec: ModelSpec) -> WrittenModel:
     """
     if spec.path == REFERENCE:
         return WrittenModel(content_hash(REFERENCE), {"path": REFERENCE})
-    digest = hashlib.sha256(_read(_file(spec))).hexdigest()
+    digest = hashlib.sha256(_read(outputs_file(spec))).hexdigest()
     return WrittenModel(content_hash({"outputs": digest}), {"path": spec.path, "file_sha256": digest})
 
 
@@ -92,7 +92,7 @@ def ready_outputs(spec: ModelSpec, prompts: Sequence[PromptRecord]) -> ModelOutp
                 "set dataset.summary_field to the field that holds it, or compare with a model"
             )
         return ModelOutputs([_output(spec, prompt.id, 0, prompt.reference or "") for prompt in prompts], {})
-    path = _file(spec)
+    path = outputs_file(spec)
     _read(path)
     if path.suffix == ".jsonl":
         return _answers(spec, path, prompts)
@@ -135,7 +135,8 @@ def _output(spec: ModelSpec, id_: str, sample: int, text: str) -> OutputRecord:
     return OutputRecord(id_, spec.name, sample, text, 0, True, lint_output(text))
 
 
-def _file(spec: ModelSpec) -> Path:
+def outputs_file(spec: ModelSpec) -> Path:
+    """Return where the outputs of a model ``outputs:FILE`` are."""
     return local_file(spec.path.removeprefix(OUTPUTS_PREFIX))
 
 

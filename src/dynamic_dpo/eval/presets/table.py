@@ -14,6 +14,7 @@ PRESETS: Final[dict[str, str]] = {
     "arena_hard": "Arena-Hard 2.0: 500 hard prompts, against o3-mini (o3_mini_2025_01_31).",
     "arena_hard_0_1": "Arena-Hard 0.1: 500 prompts, against GPT-4 (gpt_4_0314).",
     "arena_hard_creative": "Arena-Hard 2.0: 250 prompts of creative writing, against Gemini (gemini_2_0_flash_001).",
+    "mt_bench": "MT-Bench: 80 conversations of two turns, each answer graded from 1 to 10.",
 }
 """Name to what it evaluates, in a sentence."""
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 from dynamic_dpo.data import hh_text, pairing
 from dynamic_dpo.data.quarantine import BadRow
 from dynamic_dpo.data.tldr_dataset import POST_FIELDS, SUMMARY_FIELDS, field_at
+from dynamic_dpo.eval.prompts.turns import given_turns, with_turns
 from dynamic_dpo.eval.records import Message, PromptRecord
 from dynamic_dpo.utils.blank_text import is_blank
 from dynamic_dpo.utils.templates import parse_hh_to_messages
@@ -35,6 +36,7 @@ class PromptFields:
         source_id: Field of the row's own identifier, kept as ``meta["source_id"]``.
         meta: Fields copied to ``meta`` under their last name.
         category: Category of rows that name none.
+        turns: Whether all turns of a row are kept, where it has a list of them, and not the first alone.
     """
 
     post: str | None = None
@@ -42,6 +44,7 @@ class PromptFields:
     source_id: str | None = None
     meta: Sequence[str] = ()
     category: str | None = None
+    turns: bool = False
 
 
 def read_prompt(row: object, fields: PromptFields | None = None) -> PromptRecord:
@@ -76,15 +79,17 @@ def read_prompt(row: object, fields: PromptFields | None = None) -> PromptRecord
     if not isinstance(row, Mapping):
         raise BadRow("not_an_object", row)
     messages, answer = _parts(row, fields)
-    return _record(messages, _reference(row, answer, fields), row, fields)
+    record = _record(messages, _reference(row, answer, fields), row, fields)
+    return with_turns(record, row) if fields.turns else record
 
 
 def _parts(row: Mapping[str, Any], fields: PromptFields) -> tuple[list[Message], str | None]:
     """Return the conversation of an object and the answer that stands behind it, if any."""
     if fields.post is not None:
         return _given(row, fields.post)
-    if row.get("turns") is not None:
-        return _first_turn(row["turns"]), None
+    turns = given_turns(row)
+    if turns is not None or row.get("turns") is not None:
+        return _first_turn(turns), None
     for name in _CONVERSATIONS:
         if isinstance(row.get(name), list):
             return _before_the_answer(pairing.read_messages(row[name]))
@@ -110,10 +115,9 @@ def _given(row: Mapping[str, Any], path: str) -> tuple[list[Message], str | None
     return _from_text(pairing.text_field({path: value}, path)), None
 
 
-def _first_turn(turns: Any) -> list[Message]:
+def _first_turn(turns: list[Any] | None) -> list[Message]:
     # The later turns of such a set answer what the assistant has said, which nobody has said yet.
-    first = turns[0] if isinstance(turns, list) and turns else None
-    return _user(pairing.text_field(first if isinstance(first, Mapping) else {"content": first}, "content"))
+    return _user(pairing.text_field({"content": turns[0] if turns else None}, "content"))
 
 
 def _shared_beginning(row: Mapping[str, Any]) -> tuple[list[Message], str | None]:

@@ -54,6 +54,7 @@ def load_prompts(
     id_field: str | None = None,
     meta_fields: Sequence[str] = (),
     categories: Sequence[str] | None = None,
+    turns: bool = False,
     quarantine_max_share: float = 0.05,
     report_dir: str | os.PathLike[str] | None = None,
 ) -> PromptSet:
@@ -69,6 +70,7 @@ def load_prompts(
         summary_field: Field of the known answer, which every row must then have; ``None``: found, may be missing.
         id_field: Field of an identifier to keep; two different prompts with one identifier are an error of the row.
         meta_fields: Fields to keep.
+        turns: Whether all turns of a prompt are kept; see ``prompts.turns``.
         categories: Prompts of which categories are drawn from; ``None`` for all.
         quarantine_max_share: Largest share of unusable rows accepted, in [0, 1].
         report_dir: Folder for ``quarantine.jsonl`` and ``data_report.json``; ``None`` writes neither.
@@ -88,7 +90,9 @@ def load_prompts(
         for part in _parts(name):
             rows = load_rows(part, subset=split)
             quarantine = ledger.open_source(f"{part} [{split}]", len(rows))
-            fields = PromptFields(post_field, summary_field, id_field, tuple(meta_fields), category_of(part))
+            fields = PromptFields(
+                post_field, summary_field, id_field, tuple(meta_fields), category_of(part), turns
+            )
             num_read += _collect(iter_rows(rows), fields, found, quarantine)
     wanted = list(found.values())
     if categories is not None:

@@ -29,11 +29,11 @@ def markdown(data: EvaluationData, summary: EvaluationSummary) -> str:
 
 
 def _head(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
-    return [f"# {_words(data.title)}\n"] + ([f"{_line(data.created)}\n"] if data.created else [])
+    return [f"# {words_of(data.title)}\n"] + ([f"{_line(data.created)}\n"] if data.created else [])
 
 
 def _alarms(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
-    return [f"> **Read this first.** {_words(alarm)}\n" for alarm in summary.alarms]
+    return [f"> **Read this first.** {words_of(alarm)}\n" for alarm in summary.alarms]
 
 
 def _win_rates(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
@@ -66,21 +66,21 @@ def _win_rates(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
         for pair in summary.pairs
     ]
     found = [f"- {_line(sentence)}" for sentence in finding_sentences(summary.pairs)]
-    return ["## Win rates\n", *found, "\n" + _table(header, rows)]
+    return ["## Win rates\n", *found, "\n" + markdown_table(header, rows)]
 
 
 def _arena(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
     blocks = []
     for result in summary.arena:
-        by = f", by {_words(result.overall.judge)}" if len(summary.arena) > 1 else ""
+        by = f", by {words_of(result.overall.judge)}" if len(summary.arena) > 1 else ""
         for name, arena in (("all prompts", result.overall), *result.by_category.items()):
             effects = effects_of(arena)
             blocks += [
-                f"## Arena-Hard score, {_words(name)}{by}\n",
-                _table(HEADER, arena_lines(arena)),
+                f"## Arena-Hard score, {words_of(name)}{by}\n",
+                markdown_table(HEADER, arena_lines(arena)),
                 *([f"What style gains: {_line(effects)}.\n"] if effects else []),
             ]
-        blocks += [_table(("model", *LABEL_NAMES), label_lines(result))]
+        blocks += [markdown_table(("model", *LABEL_NAMES), label_lines(result))]
         blocks += [f"{_line(sentence)}\n" for sentence in caveats(result)]
     return blocks
 
@@ -92,7 +92,7 @@ def _categories(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
         for name, part in pair.by_category.items()
     ]
     header = ("model", "against", "category", "prompts", "win rate", "interval")
-    return ["## By category\n", _table(header, rows)] if rows else []
+    return ["## By category\n", markdown_table(header, rows)] if rows else []
 
 
 def _rate_and_interval(result: WinRate) -> tuple[str, str]:
@@ -114,7 +114,7 @@ def _lengths(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
     ]
     caveats = {pair.controlled.caveat for pair in summary.pairs if pair.controlled is not None}
     return [
-        *(["## Outputs\n", _table(header, rows)] if rows else []),
+        *(["## Outputs\n", markdown_table(header, rows)] if rows else []),
         *(f"On equal lengths: {caveat}\n" for caveat in sorted(caveats)),
     ]
 
@@ -136,7 +136,7 @@ def _judges(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
         )
         for judge in summary.judges
     ]
-    return ["## Judges\n", _table(header, rows)]
+    return ["## Judges\n", markdown_table(header, rows)]
 
 
 def _order(bias: PositionBias | None) -> tuple[str, str, str]:
@@ -160,8 +160,8 @@ def _strengths(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
             for row in judge.strengths.models
         ]
         blocks += [
-            f"## Strengths (Bradley-Terry), by {_words(judge.name)}\n",
-            _table(("model", "log-odds", "interval", "group"), rows),
+            f"## Strengths (Bradley-Terry), by {words_of(judge.name)}\n",
+            markdown_table(("model", "log-odds", "interval", "group"), rows),
             *(f"{_line(note)}\n" for note in judge.strengths.notes),
         ]
     return blocks
@@ -181,7 +181,7 @@ def _methods(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
         for row in summary.methods
     ]
     heading = "## Methods against each other (McNemar, by prompts won)\n"
-    return [heading, _table(header, rows)] if rows else []
+    return [heading, markdown_table(header, rows)] if rows else []
 
 
 def _agreement(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
@@ -195,7 +195,7 @@ def _agreement(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
         )
         for row in summary.agreement
     ]
-    return ["## Agreement of judges\n", _table(header, rows)] if rows else []
+    return ["## Agreement of judges\n", markdown_table(header, rows)] if rows else []
 
 
 def _rewards(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
@@ -211,7 +211,7 @@ def _rewards(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
         )
         for name, found in sorted(data.preference.items())
     ]
-    return ["## Implicit rewards on held-out pairs\n", _table(header, rows)] if rows else []
+    return ["## Implicit rewards on held-out pairs\n", markdown_table(header, rows)] if rows else []
 
 
 def _frontier(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
@@ -220,14 +220,17 @@ def _frontier(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
         (point.name, f"{point.kl:.3f}", f"{point.reward:.4g}", "yes" if point.is_efficient else "no")
         for point in summary.frontier
     ]
-    return ["## Reward and KL\n", _table(header, rows)] if rows else []
+    return ["## Reward and KL\n", markdown_table(header, rows)] if rows else []
 
 
 def _provenance(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
     return [
         block
         for heading, values in data.provenance.items()
-        for block in (f"## Made with: {_words(heading)}\n", _table(("key", "value"), values.items()))
+        for block in (
+            f"## Made with: {words_of(heading)}\n",
+            markdown_table(("key", "value"), values.items()),
+        )
     ]
 
 
@@ -249,9 +252,10 @@ SECTIONS: tuple[Callable[[EvaluationData, EvaluationSummary], list[str]], ...] =
 )
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table, whatever stands in its cells."""
     lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(_words(str(cell)) for cell in line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(words_of(str(cell)) for cell in line)} |\n" for line in lines)
 
 
 # What would end a table's cell or begin a code, an emphasis, a link, a formula, an entity or a heading. An underscore
@@ -261,10 +265,10 @@ _INLINE = re.compile(r"[\\|`*~$\[]|(?<![^\W_])_|_(?![^\W_])|(?<!\S)#|&(?=#?\w+;)
 _BLOCK = re.compile(r"^(\d{1,9}(?=[.)])|(?=[-+>=]))")
 
 
-def _words(text: str) -> str:
+def words_of(text: str) -> str:
     """Return a text as words within a line, whatever stands in it; a bare address may still be shown as a link to it.
 
-    >>> _words("a|b\\n*c* 1<2 top_p")
+    >>> words_of("a|b\\n*c* 1<2 top_p")
     'a\\\\|b \\\\*c\\\\* 1&lt;2 top_p'
     """
     return _INLINE.sub(r"\\\g<0>", " ".join(shown(text).split())).replace("<", "&lt;")
@@ -276,4 +280,4 @@ def _line(text: str) -> str:
     >>> _line("- 1. a"), _line("1. a")
     ('\\\\- 1. a', '1\\\\. a')
     """
-    return _BLOCK.sub(r"\1\\", _words(text))
+    return _BLOCK.sub(r"\1\\", words_of(text))

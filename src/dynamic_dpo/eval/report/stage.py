@@ -136,9 +136,9 @@ def _provenance(plan: EvaluationPlan, done: Evaluated) -> dict[str, Mapping[str,
     cost = sum(record.cost for record in done.records)
     prompts = done.prompts_report
     return {
-        **{name: _without_secrets(note) for name, note in done.provenance.items()},
+        **{name: without_secrets(note) for name, note in done.provenance.items()},
         "judge": {
-            **_without_secrets(done.fingerprint),
+            **without_secrets(done.fingerprint),
             "orders": _orders(plan),
             "replies": sum(record.attempts for record in done.records),
             "prompt_tokens": sum(record.prompt_tokens for record in done.records),
@@ -167,7 +167,7 @@ def _orders(plan: EvaluationPlan) -> str:
     return f"one, drawn with seed {plan.judging.seed}" if plan.judging.randomize_order else "baseline second"
 
 
-def _without_secrets(note: Mapping[str, Any]) -> dict[str, Any]:
+def without_secrets(note: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a note says, without secrets; values that hold others are written as JSON."""
     return {
         key: json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else value

@@ -132,19 +132,20 @@ def report_numbers(data: EvaluationData, summary: EvaluationSummary) -> dict[str
             "num_resamples": data.num_resamples,
             "seed": data.seed,
         },
-        "preference": _plain(dict(data.preference)),
-        "provenance": _plain(dict(data.provenance)),
+        "preference": plain(dict(data.preference)),
+        "provenance": plain(dict(data.provenance)),
     }
-    return numbers | _plain(summary)  # type: ignore[no-any-return]
+    return numbers | plain(summary)  # type: ignore[no-any-return]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return records and numbers as JSON types."""
     if isinstance(value, Interval):
         return {"low": value.low, "high": value.high}
     if is_dataclass(value):
-        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+        return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
