@@ -12,6 +12,7 @@ import pytest
 
 from dynamic_dpo.cli import evaluate
 from dynamic_dpo.eval.judging.ledger import read_ledger
+from dynamic_dpo.eval.leaderboard.results import read_results
 from dynamic_dpo.eval.records import GradeRecord, JudgementRecord
 from helpers_evaluation import save_models
 from helpers_pages import Page
@@ -113,6 +114,12 @@ def test_known_grades_give_the_known_table(
     printed = capsys.readouterr().out
     assert "| published | 6.00 |" in printed
     assert "| published | 5.00 | 4.50 | 8.50 |" in printed
+    # A leaderboard of several evaluations has the grades, too.
+    board = {result.model: result.values["grade"] for result in read_results(out)}
+    assert {model: value.value for model, value in board.items()} == pytest.approx(
+        {"published": 6.0, "trained": 4.0}
+    )
+    assert all(value.low is not None and value.low < value.value for value in board.values())
     # Right answers are shown to the judge where the question has them, and only up to the turn.
     for id_, turn, text in questions:
         assert (f"right {id_} one" in text) == (id_ == "111")

@@ -44,6 +44,9 @@ METRICS: Final[dict[str, Metric]] = {
     "arena_style": Metric(
         "style-controlled", "share", 1, True, "the same at equal length and equal use of Markdown"
     ),
+    "grade": Metric(
+        "grade", "number", 2, True, "mean grade of an answer by the judge, in MT-Bench from 1 to 10"
+    ),
     "tokens": Metric("tokens", "number", 0, False, "mean length of an output in the model's own tokens"),
     "characters": Metric("characters", "number", 0, False, "mean length of an output"),
     "kl": Metric("KL", "number", 2, False, "estimated divergence from the reference, nats an output"),

@@ -172,8 +172,8 @@ def csv_rows(results: Sequence[ModelResult]) -> str:
 def sentences(board: Board) -> list[str]:
     """Return what the tasks and the columns are, a sentence each."""
     tasks = [
-        f"{task.label}: {task.num_prompts} prompts of {task.prompts}, against {task.baseline or 'each other'}, "
-        f"judged by {task.judge}."
+        f"{task.label}: {task.num_prompts} prompts of {task.prompts}"
+        f"{'' if task.baseline is None else f', against {task.baseline}'}, judged by {task.judge}."
         for task in board.tasks
     ]
     metrics = dict.fromkeys(column.metric for column in board.columns)

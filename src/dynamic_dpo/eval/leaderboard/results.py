@@ -37,7 +37,7 @@ class Task:
     Attributes:
         prompts: Where the prompts come from.
         num_prompts: How many there are.
-        baseline: Whom models were compared with; ``None`` where every two were.
+        baseline: Whom models were compared with; ``None`` where each got a grade of its own.
         judge: Who judged.
     """
 
@@ -99,13 +99,14 @@ def read_results(place: str | Path) -> list[ModelResult]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as the numbers of an evaluation: {error}") from None
     version = numbers.get("format_version") if isinstance(numbers, dict) else None
-    if version not in _KNOWN or "pairs" not in numbers:
+    if version not in _KNOWN or not numbers.keys() & {"pairs", "models"}:
         raise DataError(
             f"{path} holds no numbers of an evaluation that this version can read: format_version is {version!r}, "
             f"expected one of {', '.join(map(str, _KNOWN))}. Write the report again: evaluate --stage report"
         )
     try:
-        return list(_results(numbers, path.parent.name if path.name in _FILES else path.stem))
+        read = _results if "pairs" in numbers else _grades
+        return list(read(numbers, path.parent.name if path.name in _FILES else path.stem))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is damaged: {type(error).__name__} {error}") from None
 
@@ -130,6 +131,21 @@ def _results(numbers: Mapping[str, Any], evaluation: str) -> Iterator[ModelResul
             if divergences.get(model) is not None:
                 values["kl"] = Value(divergences[model])
             yield ModelResult(evaluation, task, model, values)
+
+
+def _grades(numbers: Mapping[str, Any], evaluation: str) -> Iterator[ModelResult]:
+    """Yield what an evaluation of graded conversations says of each model; a grade needs no baseline."""
+    prompts = numbers["provenance"].get("prompts") or {}
+    source = str(prompts.get("source", numbers["title"]))
+    task = Task(source, int(numbers["num_prompts"]), None, numbers["judge"])
+    for entry in numbers["models"]:
+        overall = entry["overall"]
+        asked = overall["num_grades"] + entry["num_invalid"]
+        if not overall["num_grades"]:
+            continue
+        values = {"grade": _value(overall["mean"], overall["interval"])}
+        values["invalid"] = Value(entry["num_invalid"] / asked)
+        yield ModelResult(evaluation, task, entry["model"], values)
 
 
 def _values(numbers: Mapping[str, Any], judge: str, baseline: str | None) -> Iterator[tuple[str, str, Value]]:
