@@ -110,7 +110,11 @@ def entries(trainer: Any) -> list[dict[str, float]]:
     """The whole log but for what a clock says."""
     timeless = ("runtime", "per_second")
     return [
-        {key: value for key, value in entry.items() if not key.endswith(timeless)}
+        {
+            key: value
+            for key, value in entry.items()
+            if not key.endswith(timeless) and not key.startswith("speed/")
+        }
         for entry in trainer.state.log_history
     ]
 

@@ -22,6 +22,7 @@ from dynamic_dpo.trainers.checkpoints.log_state import json_number
 from dynamic_dpo.trainers.checkpoints.whole import clear_reading_errors
 from dynamic_dpo.trainers.resumable_trainer import ResumableTrainer
 from dynamic_dpo.trainers.watch.alarming import RunAlarms
+from dynamic_dpo.trainers.watch.row_cost import COUNTED, RowCost
 from dynamic_dpo.trainers.watch.sampling import RunSamples, Sampling
 from dynamic_dpo.utils.files import write_json
 from dynamic_dpo.utils.secrets import keep_tokens_unsaved
@@ -33,7 +34,18 @@ class ResumableSFTTrainer(ResumableTrainer, SFTTrainer):  # type: ignore[misc]
     def __init__(self, *args: Any, alarms: AlarmConfig | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.alarms = RunAlarms(alarms)
+        self.cost = RowCost(self.model, self.accelerator)
+        self.add_callback(self.cost)
         self.add_callback(self.alarms)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+        """Make a step's pass over a batch, and count what it costs."""
+        self.cost.count({name: value for name, value in inputs.items() if name in COUNTED})
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def complete_entry(self, logs: dict[str, float], start_time: float | None) -> dict[str, float]:
+        """Add to a training entry what its steps cost."""
+        return {**logs, **self.cost.drain(self.state)} if "loss" in logs else logs
 
     def reason_to_stop(self) -> str | None:
         """Return why an alarm wants the run to end, if one does."""

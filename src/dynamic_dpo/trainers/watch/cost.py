@@ -26,21 +26,17 @@ from dynamic_dpo.trainers.watch.model_work import ModelWork, PairTokens
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class RunCost(TrainerCallback):  # type: ignore[misc]
-    """Counts what optimizer steps need and compute, on numbers that the host knows: nothing waits for it.
+class StepCost(TrainerCallback):  # type: ignore[misc]
+    """Adds up what optimizer steps need and compute; what that is, those built on it say.
 
     Args:
-        policy: The run's models, whose scorers count the positions that they compute.
-        needs: What the method asks for: it says how often a step passes through the models.
         accelerator: The trainer's accelerator.
 
     Attributes:
         seconds: Seconds inside this process's optimizer steps: no evaluation, saving or reference pass.
     """
 
-    def __init__(self, policy: PolicyAndReference, needs: Needs, accelerator: Any) -> None:
-        self.policy = policy
-        self.needs = needs
+    def __init__(self, accelerator: Any) -> None:
         self.accelerator = accelerator
         self.seconds = 0.0
         self._flops = 0.0
@@ -51,7 +47,13 @@ class RunCost(TrainerCallback):  # type: ignore[misc]
         self._limit: float | None = None
         self._step_began = self._training_began = 0.0
         self._first_step = 0
-        self._positions_before = 0
+
+    def end_count(self) -> None:
+        """Count what is known once a step is done."""
+
+    def dtype_of_weights(self) -> torch.dtype:
+        """Return the arithmetic of a run that has no mixed precision."""
+        raise NotImplementedError
 
     # ---- while training runs ----
 
@@ -63,32 +65,20 @@ class RunCost(TrainerCallback):  # type: ignore[misc]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
-        self._positions_before = self.policy.positions_computed
         self._step_began = time.perf_counter()
 
-    def count(self, pairs: PairBatch) -> None:
-        """Count the pairs of this rank's share of a step."""
-        tokens = PairTokens.of(pairs)
+    def add(self, tokens: PairTokens, *, flops: float, positions: int) -> None:
+        """Add what a part of a step needs, and the positions that are computed for it."""
         self._tokens += tokens
-        policy, reference = self._works
-        # A method that reads a batch before its losses passes through all of it twice.
-        beside = self.needs.live_reference + self.policy.moves_reference
-        self._flops += policy.training_flops(tokens)
-        self._flops += self.needs.batch_evidence * policy.forward_flops(tokens)
-        self._flops += beside * (1 + self.needs.batch_evidence) * reference.forward_flops(tokens)
+        self._flops += flops
+        self._positions += positions
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop the clock; on a GPU, once the step is really done."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.seconds += time.perf_counter() - self._step_began
-        self._positions += self.policy.positions_computed - self._positions_before
-
-    @cached_property
-    def _works(self) -> tuple[ModelWork, ModelWork]:
-        """What policy and reference are multiplied with."""
-        policy, reference = self.policy.model, self.policy.reference_model
-        return ModelWork.of(policy), ModelWork.of(policy if reference is None else reference)
+        self.end_count()
 
     # ---- what is said of it ----
 
@@ -146,7 +136,54 @@ class RunCost(TrainerCallback):  # type: ignore[misc]
         return {name: limit * ranks for name, limit in known.items() if limit is not None}
 
     def _dtype(self) -> torch.dtype:
-        return _DTYPES.get(self.accelerator.mixed_precision, self.policy.scorer.dtype)
+        return _DTYPES.get(self.accelerator.mixed_precision) or self.dtype_of_weights()
+
+
+class RunCost(StepCost):
+    """What steps on pairs cost, on numbers that the host knows: nothing waits for it.
+
+    Args:
+        policy: The run's models, whose scorers count the positions that they compute.
+        needs: What the method asks for: it says how often a step passes through the models.
+        accelerator: The trainer's accelerator.
+    """
+
+    def __init__(self, policy: PolicyAndReference, needs: Needs, accelerator: Any) -> None:
+        super().__init__(accelerator)
+        self.policy = policy
+        self.needs = needs
+        self._positions_before = 0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._positions_before = self.policy.positions_computed
+        super().on_step_begin(args, state, control, **kwargs)
+
+    def count(self, pairs: PairBatch) -> None:
+        """Count the pairs of this rank's share of a step."""
+        tokens = PairTokens.of(pairs)
+        policy, reference = self._works
+        # A method that reads a batch before its losses passes through all of it twice.
+        beside = self.needs.live_reference + self.policy.moves_reference
+        flops = policy.training_flops(tokens)
+        flops += self.needs.batch_evidence * policy.forward_flops(tokens)
+        flops += beside * (1 + self.needs.batch_evidence) * reference.forward_flops(tokens)
+        self.add(tokens, flops=flops, positions=0)
+
+    def end_count(self) -> None:
+        """Count the positions that the step has computed."""
+        computed = self.policy.positions_computed - self._positions_before
+        self.add(PairTokens(), flops=0.0, positions=computed)
+
+    def dtype_of_weights(self) -> torch.dtype:
+        """Return the arithmetic of the policy's scorer."""
+        return self.policy.scorer.dtype
+
+    @cached_property
+    def _works(self) -> tuple[ModelWork, ModelWork]:
+        """What policy and reference are multiplied with."""
+        policy, reference = self.policy.model, self.policy.reference_model
+        return ModelWork.of(policy), ModelWork.of(policy if reference is None else reference)
 
 
 def _rates(
