@@ -32,8 +32,9 @@ PACKAGES = {
     "dynamic_dpo.lab": "Controllers of beta on margins of a known law, without a model.",
 }
 COMMANDS_PAGE, PYTHON_PAGE = "reference/commands.md", "reference/python.md"
-# Files of the project's root that are pages of the site.
-PAGES_OF = {"README.md": "start/tour.md", "CHANGELOG.md": "changes.md"}
+# Files of the project's root that are pages of the site, and whose place a page of its own takes.
+PAGES_OF = {"CHANGELOG.md": "changes.md"}
+INSTEAD_OF = {"README.md": "index.md"}
 # Where copies of other files lie that pages link to, and what stands for a folder.
 COPIES, FOLDERS_PAGE = "project/", "architecture.md"
 _LINK = re.compile(r"\]\((?P<target>(?!\w+:)[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
@@ -63,8 +64,8 @@ def source_of(page: str) -> str:
     """Return which file of the project a page of the site is made of.
 
     Example:
-        >>> source_of("method.md"), source_of("start/tour.md"), source_of("project/benchmarks/README.md")
-        ('docs/method.md', 'README.md', 'benchmarks/README.md')
+        >>> source_of("method.md"), source_of("changes.md"), source_of("project/benchmarks/README.md")
+        ('docs/method.md', 'CHANGELOG.md', 'benchmarks/README.md')
     """
     for path, place in PAGES_OF.items():
         if place == page:
@@ -77,10 +78,10 @@ def place_of(path: str) -> str:
 
     Example:
         >>> place_of("docs/method.md"), place_of("README.md"), place_of("configs/dpo.yaml"), place_of("src")
-        ('method.md', 'start/tour.md', 'project/configs/dpo.yaml', 'architecture.md')
+        ('method.md', 'index.md', 'project/configs/dpo.yaml', 'architecture.md')
     """
-    if path in PAGES_OF:
-        return PAGES_OF[path]
+    if path in PAGES_OF or path in INSTEAD_OF:
+        return PAGES_OF.get(path) or INSTEAD_OF[path]
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     return FOLDERS_PAGE if (ROOT / path).is_dir() else COPIES + path

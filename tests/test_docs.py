@@ -28,7 +28,7 @@ from places import ROOT
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
 # Pages that the site makes by itself (tests/test_docs_site.py).
-GENERATED = {"reference/commands.md", "reference/python.md", "start/tour.md", "changes.md"}
+GENERATED = {"reference/commands.md", "reference/python.md", "changes.md"}
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<body>.*?)^(?P=indent)```$", re.M | re.S)
 
 
@@ -229,10 +229,10 @@ def test_sessions_on_the_pages_print_what_they_show(page: Path) -> None:
     assert results.failed == 0
 
 
-def test_every_example_row_of_the_readme_is_one_usable_pair() -> None:
+def test_every_example_row_of_the_first_pages_is_one_usable_pair() -> None:
     from dynamic_dpo.data.preference import to_preference_pairs
 
-    (block,) = [b for b in BLOCKS if b.page.name == "README.md" and b.language == "json"]
+    (block,) = [b for b in BLOCKS if b.page.name == "own-data.md" and b.language == "json"]
     rows = [json.loads(line) for line in block.text.splitlines()]
     assert len(rows) == 4
     for row in rows:
@@ -240,7 +240,7 @@ def test_every_example_row_of_the_readme_is_one_usable_pair() -> None:
         assert (len(pairs.dataset), len(pairs.quarantine)) == (1, 0), row
 
 
-def test_the_readme_python_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
     from datasets import Dataset
 
@@ -253,7 +253,7 @@ def test_the_readme_python_example_trains(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: Dataset.from_dict(rows))
     monkeypatch.chdir(tmp_path)
 
-    (block,) = [b for b in PYTHON if b.page.name == "README.md"]
+    (block,) = [b for b in PYTHON if b.page.name == "python.md"]
     here = {
         "HuggingFaceTB/SmolLM2-135M-Instruct": "./tiny",
         'report_to="none"': 'report_to="none", use_cpu=True, bf16=False, disable_tqdm=True, num_train_epochs=2',

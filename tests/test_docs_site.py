@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +13,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from dynamic_dpo.cli.main import COMMANDS
+from dynamic_dpo.runs.alarms import AlarmConfig
 from places import ROOT
 from test_docs import GENERATED
 
@@ -40,11 +43,10 @@ def test_the_hooks_examples_hold(hooks: ModuleType) -> None:
     ("page", "link", "expected"),
     [
         ("method.md", "[a](methods.md#x)", "[a](methods.md#x)"),
-        ("method.md", "[a](../README.md#lora-and-qlora)", "[a](start/tour.md#lora-and-qlora)"),
+        ("guides/python.md", "[a](../../README.md)", "[a](../index.md)"),
         ("start/own-data.md", "[a](../data.md)", "[a](../data.md)"),
-        ("start/tour.md", "[a](docs/method.md#b)", "[a](../method.md#b)"),
-        ("start/tour.md", "![p](docs/images/run.png)", "![p](../images/run.png)"),
-        ("changes.md", "[a](docs/trl.md) and [b](README.md)", "[a](trl.md) and [b](start/tour.md)"),
+        ("changes.md", "[a](docs/trl.md#b) and [b](README.md)", "[a](trl.md#b) and [b](index.md)"),
+        ("project/examples/sentiment/README.md", "![p](../p.png)", "![p](../p.png)"),
         ("rollouts.md", "[a](../configs/rollout.yaml)", "[a](project/configs/rollout.yaml)"),
         ("project/benchmarks/README.md", "[a](../docs/engine.md)", "[a](../../engine.md)"),
         # A folder is no page.
@@ -87,6 +89,13 @@ def test_every_command_and_every_public_name_has_a_place(hooks: ModuleType) -> N
             assert name.startswith("__") or f"::: {package}.{name}\n" in page
     assert {"train-dpo", "strength"} <= COMMANDS.keys()
     assert "dynamic-dpo strength" in hooks.help_of("strength")
+
+
+def test_every_alarm_has_a_line_of_cause_and_cure() -> None:
+    page = (ROOT / "docs" / "guides" / "troubleshooting.md").read_text(encoding="utf-8")
+    names = {one.name for one in fields(AlarmConfig)} - {"action"}
+    assert len(names) >= 10
+    assert {name for name in names if f"| `{name}` |" not in page} == set()
 
 
 def test_every_page_is_found_from_the_navigation(hooks: ModuleType) -> None:

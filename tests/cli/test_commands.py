@@ -21,6 +21,7 @@ from dynamic_dpo.config import dump_yaml, get_training_config
 from dynamic_dpo.models.sources import file_fingerprint, resolve_model, weights_fingerprint
 from dynamic_dpo.models.trained_adapter import find_policy
 from dynamic_dpo.runs import files
+from places import ROOT
 from tiny import tiny_gpt2, tiny_llama, word_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -507,6 +508,42 @@ def test_report_is_written_from_the_folder_of_a_run(
     assert "A tiny run" in page.read_text(encoding="utf-8")
     assert umbrella.main(["report", str(tmp_path / "nowhere")]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_every_number_of_the_log_and_every_file_of_a_run_is_documented(
+    config_file: Path, tmp_path: Path
+) -> None:
+    more = [
+        "dpo_training.eval_steps=1",
+        "dpo_training.keep_best.metric=eval_loss",
+        "dpo_training.debug_samples=1",
+    ]
+    assert train_dpo.main(["--config", str(config_file), "risk_test.beta_warmup=1", *more]) == 0
+    run = tmp_path / "run"
+    log = json.loads((run / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    metrics = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
+    names = {
+        name.removeprefix("eval_") if f"`{name}`" not in metrics else name for entry in log for name in entry
+    }
+    assert {"risk/tau", "margins/p90", "speed/tflop_per_second"} <= names
+    assert {name for name in names if f"`{name}`" not in metrics} == set()
+    files_page = (ROOT / "docs" / "reference" / "files.md").read_text(encoding="utf-8")
+    found = {path.relative_to(run).parts[0] for path in run.rglob("*")}
+    # Of models and tokenizers the page names some.
+    known = {
+        "generation_config.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "training_args.bin",
+    }
+    undocumented = {
+        name
+        for name in found - known
+        if f"`{name}`" not in files_page
+        and f"`{name}/" not in files_page
+        and not name.startswith("checkpoint-")
+    }
+    assert undocumented == set()
 
 
 def test_the_frozen_base_of_an_adapter_is_loaded_in_the_runs_precision(model_folder: Path) -> None:
