@@ -27,6 +27,7 @@ def build_plan(config: EvaluationConfig) -> EvaluationPlan:
     from dynamic_dpo.eval.generate.turns_settings import TurnsSettings
     from dynamic_dpo.eval.model_spec import ModelSpec
     from dynamic_dpo.eval.plan import EvaluationPlan, StatisticsSettings
+    from dynamic_dpo.eval.statistics.alpaca_eval.settings import AlpacaEvalSettings
     from dynamic_dpo.eval.statistics.arena.settings import ArenaSettings
 
     data, generation = config.dataset, config.generation
@@ -49,8 +50,9 @@ def build_plan(config: EvaluationConfig) -> EvaluationPlan:
         generation=generation.settings(),
         judging=_judging(config),
         statistics=StatisticsSettings(
-            **config.statistics.model_dump(exclude={"arena_hard"}),
+            **config.statistics.model_dump(exclude={"arena_hard", "alpaca_eval"}),
             arena_hard=ArenaSettings(**config.statistics.arena_hard.model_dump()),
+            alpaca_eval=AlpacaEvalSettings(**config.statistics.alpaca_eval.model_dump()),
         ),
         scoring=_scoring(config),
         turns=TurnsSettings(**config.turns.model_dump()),

@@ -18,6 +18,7 @@ from dynamic_dpo.eval.judges.base import Judge
 from dynamic_dpo.eval.judges.turns.chat import TurnsJudge
 from dynamic_dpo.eval.judging.spending import Budget
 from dynamic_dpo.eval.model_spec import ModelSpec
+from dynamic_dpo.eval.statistics.alpaca_eval.settings import AlpacaEvalSettings
 from dynamic_dpo.eval.statistics.arena.settings import ArenaSettings
 
 if TYPE_CHECKING:
@@ -56,12 +57,14 @@ class StatisticsSettings:
         seed: Seed of the resampling.
         confidence: Coverage of the intervals.
         arena_hard: Whether Arena-Hard's score is computed, and how.
+        alpaca_eval: Whether AlpacaEval 2's numbers are computed, and from which difficulties.
     """
 
     bootstrap: int = 2000
     seed: int = 0
     confidence: float = 0.95
     arena_hard: ArenaSettings = field(default_factory=ArenaSettings)
+    alpaca_eval: AlpacaEvalSettings = field(default_factory=AlpacaEvalSettings)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dynamic_dpo.config.base import Section, refuse
 from dynamic_dpo.config.from_settings import settings_section
 from dynamic_dpo.eval.judges.table import JUDGES
 from dynamic_dpo.eval.judges.template import TemplateName
+from dynamic_dpo.eval.statistics.alpaca_eval.settings import AlpacaEvalSettings
 from dynamic_dpo.eval.statistics.arena.settings import ArenaSettings
 
 if TYPE_CHECKING:
@@ -122,6 +123,10 @@ class ArenaHardSection(settings_section("statistics.arena_hard", ArenaSettings))
     """Arena-Hard's score, beside the win rates."""
 
 
+class AlpacaEvalSection(settings_section("statistics.alpaca_eval", AlpacaEvalSettings)):  # type: ignore[misc]
+    """AlpacaEval 2's numbers, beside the win rates."""
+
+
 class StatisticsSection(Section):
     """How uncertain the win rates are said to be."""
 
@@ -129,6 +134,7 @@ class StatisticsSection(Section):
     seed: int = Field(default=0, ge=0, description="Seed of the resampling.")
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Coverage of the intervals.")
     arena_hard: ArenaHardSection = Field(default_factory=ArenaHardSection)
+    alpaca_eval: AlpacaEvalSection = Field(default_factory=AlpacaEvalSection)
 
 
 class ScoringSection(Section):

@@ -124,6 +124,41 @@ def load_prompts(
     return PromptSet(drawn, report)
 
 
+def ids_in_order(
+    name: str,
+    *,
+    split: str = "test",
+    post_field: str | None = None,
+    summary_field: str | None = None,
+    id_field: str | None = None,
+    meta_fields: Sequence[str] = (),
+    **how_they_are_drawn: Any,
+) -> list[str]:
+    """Return the prompts' ids in the order of the rows, whatever was drawn of them; ``""`` for rows without one.
+
+    Args:
+        name: As for `load_prompts`, whose arguments these are.
+        split: A split with an optional slice.
+        post_field: Field of the prompt.
+        summary_field: Field of the known answer.
+        id_field: Field of an identifier.
+        meta_fields: Fields to keep.
+        how_they_are_drawn: Other arguments of `load_prompts`, which change no id.
+
+    Raises:
+        DataError: If the set cannot be read.
+    """
+    ids = []
+    for part in _parts(name):
+        fields = PromptFields(post_field, summary_field, id_field, tuple(meta_fields), category_of(part))
+        for row in iter_rows(load_rows(part, subset=split)):
+            try:
+                ids.append(read_prompt(row, fields).id)
+            except BadRow:
+                ids.append("")
+    return ids
+
+
 def draw(prompts: Iterable[PromptRecord], max_samples: int | None, seed: int) -> list[PromptRecord]:
     """Draw prompts at random by a hash of seed and content.
 

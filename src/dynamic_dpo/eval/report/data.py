@@ -8,6 +8,7 @@ from typing import Any
 
 from dynamic_dpo.eval.records import JudgementRecord, OutputRecord, PromptRecord
 from dynamic_dpo.eval.scoring.metrics import FrontierPoint, PreferenceSummary
+from dynamic_dpo.eval.statistics.alpaca_eval.difficulty_files import Difficulties
 from dynamic_dpo.eval.statistics.arena.settings import ArenaSettings
 
 
@@ -34,6 +35,8 @@ class EvaluationData:
         seed: Of the bootstrap and of the draw of samples to show.
         arena: How Arena-Hard's score is computed, where it is.
         order_blind: Judges that see one output at a time, as a score does: no order can sway them.
+        alpaca: Whether AlpacaEval 2's numbers are computed.
+        difficulties: What they rest on; ``None``: estimated from the models at hand.
         num_shown: Most prompts to show with their outputs.
     """
 
@@ -54,4 +57,6 @@ class EvaluationData:
     seed: int = 0
     arena: ArenaSettings = field(default_factory=ArenaSettings)
     order_blind: Collection[str] = ()
+    alpaca: bool = False
+    difficulties: Difficulties | None = None
     num_shown: int = 12

@@ -12,6 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from dynamic_dpo.eval.report.alpaca import alpaca_section
 from dynamic_dpo.eval.report.arena import arena_section
 from dynamic_dpo.eval.report.data import EvaluationData
 from dynamic_dpo.eval.report.figures import box_plot, frontier_plot, interval_bar, share_bar
@@ -134,6 +135,10 @@ def _counts(pair: PairSummary, name_judge: bool) -> tuple[object, ...]:
         p_value(pair.p_holm),
         "–" if result.num_needed is None else f"{result.num_needed:,}",
     )
+
+
+def _alpaca(data: EvaluationData, summary: EvaluationSummary) -> Markup:
+    return alpaca_section(summary.alpaca)
 
 
 def _arena(data: EvaluationData, summary: EvaluationSummary) -> Markup:
@@ -383,6 +388,7 @@ def _provenance(data: EvaluationData, summary: EvaluationSummary) -> Markup:
 # The page from top to bottom. A new section is a function above and a line here.
 SECTIONS: tuple[Callable[[EvaluationData, EvaluationSummary], Markup], ...] = (
     _alarms,
+    _alpaca,
     _arena,
     _win_rates,
     _categories,

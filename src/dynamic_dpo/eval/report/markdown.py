@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 
+from dynamic_dpo.eval.report.alpaca import ALPACA_HEADER, alpaca_caveats, alpaca_lines
 from dynamic_dpo.eval.report.arena import (
     HEADER,
     LABEL_NAMES,
@@ -67,6 +68,15 @@ def _win_rates(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
     ]
     found = [f"- {_line(sentence)}" for sentence in finding_sentences(summary.pairs)]
     return ["## Win rates\n", *found, "\n" + markdown_table(header, rows)]
+
+
+def _alpaca(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
+    blocks = []
+    for result in summary.alpaca:
+        by = f", by {_words(result.judge)}" if len(summary.alpaca) > 1 else ""
+        blocks += [f"## AlpacaEval 2{by}\n", _table(ALPACA_HEADER, alpaca_lines(result))]
+        blocks += [f"{_line(sentence)}\n" for sentence in alpaca_caveats(result)]
+    return blocks
 
 
 def _arena(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
@@ -238,6 +248,7 @@ def _provenance(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
 SECTIONS: tuple[Callable[[EvaluationData, EvaluationSummary], list[str]], ...] = (
     _head,
     _alarms,
+    _alpaca,
     _arena,
     _win_rates,
     _categories,

@@ -12,11 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dynamic_dpo.data.named_files import local_file
 from dynamic_dpo.eval.collected import Evaluated, collect
 from dynamic_dpo.eval.folder import EvaluationFolder
 from dynamic_dpo.eval.judges.table import JUDGES
 from dynamic_dpo.eval.judging.questions import IDENTICAL_REASON
 from dynamic_dpo.eval.plan import EvaluationPlan
+from dynamic_dpo.eval.prompts.sets import ids_in_order
 from dynamic_dpo.eval.report.data import EvaluationData
 from dynamic_dpo.eval.report.write import ReportPaths, write_evaluation_report
 from dynamic_dpo.eval.scoring.metrics import (
@@ -25,6 +27,7 @@ from dynamic_dpo.eval.scoring.metrics import (
     sequence_kl,
     summarise_margins,
 )
+from dynamic_dpo.eval.statistics.alpaca_eval.difficulty_files import Difficulties, read_difficulties
 from dynamic_dpo.eval.statistics.comparisons import compare
 from dynamic_dpo.utils.secrets import redact_values
 
@@ -84,8 +87,19 @@ def report_data(plan: EvaluationPlan, done: Evaluated) -> EvaluationData:
         num_resamples=statistics.bootstrap,
         seed=statistics.seed,
         arena=statistics.arena_hard,
+        alpaca=statistics.alpaca_eval.enabled,
+        difficulties=_difficulties(plan),
         order_blind=() if _sees_order(done.fingerprint) else (done.judge,),
     )
+
+
+def _difficulties(plan: EvaluationPlan) -> Difficulties | None:
+    name = plan.statistics.alpaca_eval.difficulties
+    if name is None or not plan.statistics.alpaca_eval.enabled:
+        return None
+    path = local_file(name)
+    # A table names instructions by their place in the set; prompts are drawn in an order of their own.
+    return read_difficulties(path, [] if path.suffix == ".json" else ids_in_order(**plan.prompts))
 
 
 def _frontier(plan: EvaluationPlan, done: Evaluated) -> list[FrontierPoint]:

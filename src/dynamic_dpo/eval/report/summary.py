@@ -16,6 +16,7 @@ from dynamic_dpo.eval.records import JudgementRecord, OutputRecord
 from dynamic_dpo.eval.report.data import EvaluationData
 from dynamic_dpo.eval.scoring.metrics import FrontierPoint, reward_kl_frontier
 from dynamic_dpo.eval.statistics.agreement import Agreement, judge_agreement
+from dynamic_dpo.eval.statistics.alpaca_eval.result import AlpacaEvalResult, alpaca_eval_result
 from dynamic_dpo.eval.statistics.arena.battles import has_whole_question
 from dynamic_dpo.eval.statistics.arena.score import ArenaResult, arena_result
 from dynamic_dpo.eval.statistics.bradley_terry import BradleyTerry, bradley_terry
@@ -120,6 +121,7 @@ class EvaluationSummary:
         agreement: Of every two judges.
         frontier: Checkpoints in the order of KL, the efficient ones marked.
         arena: Arena-Hard's tables, judge by judge; empty where they are not asked for.
+        alpaca: AlpacaEval 2's numbers, judge by judge; empty where they are not asked for.
     """
 
     alarms: list[str]
@@ -130,6 +132,7 @@ class EvaluationSummary:
     agreement: list[Agreement]
     frontier: list[FrontierPoint] = field(default_factory=list)
     arena: list[ArenaResult] = field(default_factory=list)
+    alpaca: list[AlpacaEvalResult] = field(default_factory=list)
 
 
 def summarise(data: EvaluationData) -> EvaluationSummary:
@@ -168,6 +171,18 @@ def summarise(data: EvaluationData) -> EvaluationSummary:
         agreement=judge_agreement(judgements),
         frontier=reward_kl_frontier(data.frontier),
         arena=[found for name in judge_names if (found := _arena(name, judgements, data)) is not None],
+        alpaca=[table for name in judge_names if (table := _alpaca(name, judgements, data)) is not None],
+    )
+
+
+def _alpaca(
+    judge: str, judgements: Sequence[JudgementRecord], data: EvaluationData
+) -> AlpacaEvalResult | None:
+    """Return AlpacaEval 2's numbers by one judge; ``None`` where they are not asked for, or nothing is judged yet."""
+    if not data.alpaca or data.baseline is None:
+        return None
+    return alpaca_eval_result(
+        judgements, data.outputs, data.baseline, judge=judge, difficulties=data.difficulties
     )
 
 

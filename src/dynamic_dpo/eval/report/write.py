@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dynamic_dpo.errors import DataError
+from dynamic_dpo.eval.report.alpaca import alpaca_csv
 from dynamic_dpo.eval.report.arena import arena_csv
 from dynamic_dpo.eval.report.data import EvaluationData
 from dynamic_dpo.eval.report.html import html_page
@@ -24,6 +25,7 @@ from dynamic_dpo.pages.text import shown
 from dynamic_dpo.utils.files import write_json, write_text
 
 ARENA_FILE = "arena_hard.csv"
+ALPACA_FILE = "alpaca_eval.csv"
 FORMAT_VERSION = 2
 CSV_COLUMNS = (  # noqa: SIM905
     "judge model baseline category prompts wins losses ties invalid win_rate win_rate_low win_rate_high decisive "
@@ -51,7 +53,8 @@ class ReportPaths(NamedTuple):
 def write_evaluation_report(folder: str | Path, data: EvaluationData) -> ReportPaths:
     """Write ``report.html``, ``report.md``, ``results.csv`` and ``results.json``.
 
-    Where Arena-Hard's score is asked for, its tables are in ``arena_hard.csv`` too.
+    Where Arena-Hard's score is asked for, its tables are in ``arena_hard.csv`` too, and AlpacaEval 2's numbers in
+    ``alpaca_eval.csv``.
 
     Args:
         folder: Where to; made if missing. Files of an earlier report are replaced, each whole or not at all.
@@ -71,6 +74,8 @@ def write_evaluation_report(folder: str | Path, data: EvaluationData) -> ReportP
     summary = summarise(data)
     if summary.arena:
         write_text(target / ARENA_FILE, arena_csv(summary.arena))
+    if summary.alpaca:
+        write_text(target / ALPACA_FILE, alpaca_csv(summary.alpaca))
     return ReportPaths(
         html=write_text(target / "report.html", html_page(data, summary)),
         markdown=write_text(target / "report.md", markdown(data, summary)),
