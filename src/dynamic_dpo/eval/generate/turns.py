@@ -198,14 +198,16 @@ class _Lender:
 
     def __init__(self) -> None:
         self._engine: OutputEngine | None = None
+        self._settings: GenerationSettings | None = None
 
     def lend(self, files: ModelFiles, settings: GenerationSettings) -> OutputEngine:
         if isinstance(self._engine, TransformersEngine):
             self._engine.settings = settings
-        else:
+        elif self._engine is None or self._settings != settings:
             # Other engines take their settings when they load.
             self.close()
             self._engine = open_engine(files, settings)
+        self._settings = settings
         return _Lent(self._engine)
 
     def close(self) -> None:
