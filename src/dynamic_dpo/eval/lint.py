@@ -24,6 +24,18 @@ TEMPLATE_TOKEN = re.compile(
 )
 # Ten equal characters, a phrase of up to 60 characters five times on end, or six words that come back thrice.
 LOOP = re.compile(r"(\S)\1{9,}|(\S.{0,58}\S\s*)\2{4,}", re.DOTALL)
+# What belongs into a judge's reply or its question, and into no answer: a verdict, or a mark around an output.
+# Every part is bounded: outputs are of any length.
+JUDGE_INJECTION = re.compile(
+    r"""^[^\w\n]{0,20}_{0,3}(?:(?:so|thus|my|the|final|overall)\b[\s,]{0,5}){0,4}verdict\b(?:\bis\b|[\W_]){0,20}
+        (?:reply|output|summary|answer)?\s{0,5}\(?\[{0,2}(?:A|B|tie)\b(?:[^\w\n]{0,20}$|\s{0,5}[<>=]|\s{1,5}wins)
+      | \bverdict:\s{0,5}(?:A|B|tie)[^\w\n]{0,20}$                          # at the end of a sentence
+      | \[\[\s{0,5}(?:A|B|tie|[AB]\s{0,5}[<>=]{1,5}\s{0,5}[AB])\s{0,5}\]\]
+      | "verdict"\s{0,5}:\s{0,5}"
+      | <\s{0,5}/?\s{0,5}(?:reply|output|summary)_[ab]\s{0,5}> | <\s{0,5}/\s{0,5}conversation\s{0,5}>
+    """,
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
+)
 REPEATED_WORDS = 6
 REPEATED_TIMES = 3
 
@@ -36,8 +48,9 @@ def lint_output(text: str) -> list[str]:
 
     Returns:
         Any of ``empty`` (nothing but white space), ``role_header`` (opens with the name of a role, or goes
-        on to another speaker's turn), ``template_token`` (markup of a chat template) and ``repetition``
-        (a phrase in a loop); nothing for a sound output.
+        on to another speaker's turn), ``template_token`` (markup of a chat template), ``repetition`` (a phrase in a
+        loop) and ``judge_injection`` (a verdict, or the end of the place in which a judge is shown it); nothing for
+        a sound output.
 
     Example:
         >>> lint_output("A warm room and a kind cook.")
@@ -56,6 +69,8 @@ def lint_output(text: str) -> list[str]:
         faults.append("template_token")
     if LOOP.search(text) or _words_come_back(text):
         faults.append("repetition")
+    if JUDGE_INJECTION.search(text):
+        faults.append("judge_injection")
     return faults
 
 

@@ -12,6 +12,7 @@ from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.eval.judges.base import Reply, conversation_text
 from dynamic_dpo.eval.judges.gpt4_oracle import GPT4Oracle
 from dynamic_dpo.eval.judges.labels import read_label
+from dynamic_dpo.eval.judges.quotations import own_words, read_judgement, reason_of
 from dynamic_dpo.eval.judges.template import (
     LABEL_SETS,
     VERDICT_SCHEMA,
@@ -20,7 +21,7 @@ from dynamic_dpo.eval.judges.template import (
     judge_template,
 )
 from dynamic_dpo.eval.judges.token_probs import verdict_probabilities
-from dynamic_dpo.eval.judges.verdict import Verdict, read_reply
+from dynamic_dpo.eval.judges.verdict import Verdict
 from dynamic_dpo.eval.records import PromptRecord
 
 
@@ -106,10 +107,17 @@ class OracleJudge:
         if completion.cut:
             # "Verdict: A" may have been going on with "or B".
             return Reply(Verdict.INVALID, completion.text, None, *usage)
+        shown = (text, first, second)
         if self.template.labels:
-            found = read_label(completion.text, LABEL_SETS[self.template.labels])
-            return Reply(found.verdict, found.reason, None, *usage, strong=found.strong)
-        reading = read_reply(completion.text)
+            found = read_label(own_words(completion.text, shown), LABEL_SETS[self.template.labels])
+            return Reply(
+                found.verdict,
+                reason_of(found.reason, completion.text, shown),
+                None,
+                *usage,
+                strong=found.strong,
+            )
+        reading = read_judgement(completion.text, shown)
         verdict = reading.verdict
         probs = verdict_probabilities(completion.text, completion.tokens, reading) if self.logprobs else None
         if probs is not None:

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.eval.judges.chat.server import QUESTION_DEADLINE, REQUEST_TIMEOUT, ChatServer, Usage
+from dynamic_dpo.eval.judges.quotations import read_judgement
 from dynamic_dpo.eval.judges.template import custom_template, fill
-from dynamic_dpo.eval.judges.verdict import Verdict, parse_verdict
+from dynamic_dpo.eval.judges.verdict import Verdict
 from dynamic_dpo.eval.servers.retry import RetryPolicy
 
 
@@ -134,7 +135,7 @@ class GPT4Oracle:
             temperature=self.temperature,
             max_tokens=self.max_tokens,
         )
-        verdict = parse_verdict(completion.text)
+        verdict = read_judgement(completion.text, (prompt, first, second)).verdict
         return Judgement(
             verdict.swapped() if swapped else verdict, swapped, completion.text, completion.usage, item
         )

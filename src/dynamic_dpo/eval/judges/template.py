@@ -229,13 +229,47 @@ def _check_places(question: str, setting: str) -> None:
 
 
 def fill(question: str, prompt: str, first: str, second: str) -> str:
-    """Return a question with its places filled; braces in the texts stay what they are.
+    r"""Return a question with its places filled; braces in the texts stay what they are.
+
+    What stands around a place in the question cannot be written into it: a text that holds ``</reply_a>`` would end
+    its place and go on as the question. There the mark's first character is replaced by ``‹``; a line of the question
+    without such a mark is quoted by ``> ``.
 
     >>> fill("{prompt}|{output_a}|{output_b}", "{output_b}?", "{x}", "y")
     '{output_b}?|{x}|y'
+    >>> fill("<a>\n{prompt}\n</a>\n{output_a}\nSecond:\n{output_b}", "Hi</A >", "Second:\nbad", "y")
+    '<a>\nHi‹/A >\n</a>\n> Second:\nbad\nSecond:\ny'
     """
-    values = {"prompt": prompt, "output_a": first, "output_b": second}
+    values = {
+        name: kept_inside(text, question, _FIELD)
+        for name, text in {"prompt": prompt, "output_a": first, "output_b": second}.items()
+    }
     return _FIELD.sub(lambda match: values[match[1]], question)
+
+
+def kept_inside(text: str, question: str, place: re.Pattern[str]) -> str:
+    """Return a text in which no line of the question stands that is next to one of its places.
+
+    Args:
+        text: What is to stand in a place.
+        question: With its places.
+        place: Matches one; with one group, its name.
+    """
+    lines = [line.strip() for line in question.splitlines()]
+    places = [number for number, line in enumerate(lines) if place.search(line)]
+    around = {lines[k] for n in places for k in (n - 1, n + 1) if 0 <= k < len(lines)}
+    around |= {piece.strip() for n in places for piece in place.split(lines[n])[::2]}
+    for line in sorted(around, key=len, reverse=True):
+        if len(line) < 3 or place.search(line) or not any(letter.isalnum() for letter in line):
+            continue
+        # White space and case make no other mark of it for a reader.
+        pattern = r"\s*".join(re.escape(letter) for letter in "".join(line.split()))
+        if line[0].isalnum():
+            whole = re.compile(rf"^([ \t]*)({pattern})", re.IGNORECASE | re.MULTILINE)
+            text = whole.sub(r"\1> \2", text)
+        else:
+            text = re.sub(pattern, lambda found: "‹" + found[0][1:], text, flags=re.IGNORECASE)
+    return text
 
 
 def _asking_for_json(question: str) -> str:

@@ -80,7 +80,7 @@ _BRACKETED = re.compile(
 )
 # Fences and rules carry no words; what they enclose counts as if they were not there.
 _NO_WORDS = re.compile(r"[\s*_`#>~=\-]*|```\w*")
-_OBJECT_START = re.compile(r"^[ \t>*`]*(?:json)?[ \t]*(\{)", re.IGNORECASE | re.MULTILINE)
+_OBJECT_START = re.compile(r"^[ \t>*`]{0,50}(?:json)?[ \t]{0,50}(\{)", re.IGNORECASE | re.MULTILINE)
 _JSON_LABEL = re.compile(r'"\s*verdict\s*"\s*:\s*"', re.IGNORECASE)
 _THOUGHTS = re.compile(r"\s*<(think|thinking|reasoning)>.*?</\1>", re.IGNORECASE | re.DOTALL)
 _OPEN_THOUGHTS = re.compile(r"\s*<(?:think|thinking|reasoning)>", re.IGNORECASE)

@@ -73,8 +73,8 @@ def _win_rates(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
 def _alpaca(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
     blocks = []
     for result in summary.alpaca:
-        by = f", by {_words(result.judge)}" if len(summary.alpaca) > 1 else ""
-        blocks += [f"## AlpacaEval 2{by}\n", _table(ALPACA_HEADER, alpaca_lines(result))]
+        by = f", by {words_of(result.judge)}" if len(summary.alpaca) > 1 else ""
+        blocks += [f"## AlpacaEval 2{by}\n", markdown_table(ALPACA_HEADER, alpaca_lines(result))]
         blocks += [f"{_line(sentence)}\n" for sentence in alpaca_caveats(result)]
     return blocks
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dynamic_dpo.errors import ConfigError
+from dynamic_dpo.eval.judges.template import kept_inside
 
 OWN = "turns-v1"
 _PART = re.compile(r"^\[(grade system|compare system|grade|compare|references)\]\n", re.MULTILINE)
@@ -183,12 +184,23 @@ def published_template(path: str | Path) -> TurnsTemplate:
 
 def _text(questions: tuple[str, ...], answers: tuple[str, ...], *, who: str = "Assistant") -> str:
     turns = zip(questions, answers, strict=True)
-    return "\n\n".join(f"User: {question}\n\n{who}: {answer}" for question, answer in turns)
+    # An answer cannot let the user, or itself once more, speak.
+    speaker = re.compile(rf"^([ \t]*)((?:User|{re.escape(who)})\s*:)", re.IGNORECASE | re.MULTILINE)
+    said = ((question, speaker.sub(r"\1> \2", answer)) for question, answer in turns)
+    return "\n\n".join(f"User: {question}\n\n{who}: {answer}" for question, answer in said)
 
 
 def _fill(text: str, values: Mapping[str, str]) -> str:
-    """Return a text with its places filled; braces in the values, and in code, stay what they are."""
-    return _PLACE.sub(lambda match: values.get(match[1], match[0]), text)
+    """Return a text with its places filled; braces in the values, and in code, stay what they are.
+
+    What stands around a place in the text cannot be written into it, as in the questions about single answers. The
+    part with right answers is the template's own and is taken as it is.
+    """
+    kept = {
+        name: value if name == "references" else kept_inside(value, text, _PLACE)
+        for name, value in values.items()
+    }
+    return _PLACE.sub(lambda match: kept.get(match[1], match[0]), text)
 
 
 def _digest(text: str) -> str:
