@@ -68,7 +68,7 @@ def sampled(
     [
         ("sample_length", {"length": 40.0}, {"length": 40.1}),
         ("repetition", {"repetition": 0.29}, {"repetition": 0.31}),
-        ("missing_stops", {"stopped": 0.51}, {"stopped": 0.49}),
+        ("missing_stops", {"stopped": 0.41}, {"stopped": 0.39}),
     ],
 )
 def test_samples_are_held_against_the_first_ones(

@@ -93,7 +93,7 @@ class AlarmConfig:
         le=1,
     )
     missing_stops: float | None = setting(
-        0.4,
+        0.5,
         "By how much the share of samples that end by themselves may lie below that of the first ones; null: any.",
         key="alarms.missing_stops",
         gt=0,

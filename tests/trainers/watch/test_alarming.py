@@ -13,7 +13,7 @@ import torch
 from dynamic_dpo.errors import RunStopped
 from dynamic_dpo.runs.alarms import AlarmConfig
 from dynamic_dpo.trainers.watch.alarming import RunAlarms
-from sick_runs import LEARNING_RATE, SAMPLES, STEPS, make
+from sick_runs import SAMPLES, STEPS, make
 
 SICK: dict[str, tuple[dict[str, Any], set[str]]] = {
     # What differs from the healthy run, and which alarms it must raise.
@@ -25,7 +25,7 @@ SICK: dict[str, tuple[dict[str, Any], set[str]]] = {
     "both answers the same": ({"kind": "same"}, {"zero_margins"}),
     "damaged weights": ({"damaged_at": 15}, {"gradient_jump", "loss_rise"}),
     "a template that never stops": (
-        {"kind": "endless", "rate": 2e-3, "stops": True, "sampling": SAMPLES},
+        {"kind": "endless", "rate": 4e-3, "stops": True, "sampling": SAMPLES},
         {"missing_stops", "sample_length"},
     ),
 }
@@ -57,16 +57,18 @@ def test_a_sick_run_raises_its_alarm_within_a_tenth_of_it(
 @pytest.mark.parametrize("stops", [False, True])
 @pytest.mark.parametrize("seed", range(20))
 def test_a_healthy_run_raises_none(tmp_path: Path, seed: int, stops: bool) -> None:
-    # At the others' rate some of the models that stop unlearn it in truth: in the end 3 of seed 7's 8 samples stop.
-    rate = 2e-4 if stops else LEARNING_RATE
-    trainer = make(tmp_path, seed=seed, stops=stops, rate=rate, sampling=SAMPLES)
+    # Random weights stop by chance, and say nothing by it. At their rate some of the models that were taught to stop
+    # unlearn it in truth: in the end 3 of seed 7's 8 samples stop.
+    taught: dict[str, Any] = {"stops": True, "rate": 2e-4, "sampling": SAMPLES} if stops else {}
+    trainer = make(tmp_path, seed=seed, **taught)
     trainer.train()
     assert trainer.state.global_step == STEPS
     assert trainer.alarms.raised == []
     assert not (tmp_path / "raised_alarms.jsonl").exists()
     last = [entry for entry in trainer.state.log_history if "eval_rewards/accuracies" in entry][-1]
     assert last["eval_rewards/accuracies"] > 0.75  # It has learned something.
-    assert len([entry for entry in trainer.state.log_history if "samples/length" in entry]) == STEPS // 10 + 1
+    num_times = len([entry for entry in trainer.state.log_history if "samples/length" in entry])
+    assert num_times == (STEPS // 10 + 1 if stops else 0)
 
 
 def test_stop_saves_ends_and_lets_the_resumed_run_go_on(tmp_path: Path) -> None:
