@@ -112,6 +112,16 @@ def test_arena_hards_scores_have_columns_of_their_own(tmp_path: Path) -> None:
     assert found.values["arena"].low < 0.7 < found.values["arena"].high
 
 
+def test_alpacaevals_numbers_have_columns_of_their_own_and_come_first(tmp_path: Path) -> None:
+    [found] = read_results(write_evaluation(tmp_path / "asked", "new", 6, alpaca=True))
+    # Six of nine verdicts were won, and every output is one word longer.
+    assert found.values["weighted"] == Value(pytest.approx(6 / 9))
+    assert 0.5 < found.values["length_controlled"].value < 0.8
+    assert make_board([found]).ranked_by.metric == "length_controlled"
+    [plain] = read_results(write_evaluation(tmp_path / "plain", "new", 6))
+    assert not plain.values.keys() & {"weighted", "length_controlled"}
+
+
 def test_models_of_several_evaluations_stand_in_one_column_best_first(tmp_path: Path) -> None:
     places = [write_evaluation(tmp_path / name, name, wins) for name, wins in (("a", 3), ("b", 8), ("c", 5))]
     board = make_board([result for place in places for result in read_results(place)])

@@ -32,6 +32,12 @@ class Metric(NamedTuple):
 
 
 METRICS: Final[dict[str, Metric]] = {
+    "length_controlled": Metric(
+        "length-controlled", "share", 1, True, "AlpacaEval 2's weighted win rate at equal length"
+    ),
+    "weighted": Metric(
+        "weighted", "share", 1, True, "AlpacaEval 2's win rate: how surely the judge preferred the model"
+    ),
     "win_rate": Metric("win rate", "share", 1, True, "verdicts won against the baseline, ties half"),
     "equal_length": Metric(
         "at equal length",

@@ -161,6 +161,13 @@ def _values(numbers: Mapping[str, Any], judge: str, baseline: str | None) -> Ite
             yield "invalid", model, Value(counts["invalid"] / asked)
         if pair["controlled"] is not None:
             yield "equal_length", model, _value(pair["controlled"]["rate"], pair["controlled"]["interval"])
+    for result in numbers.get("alpaca") or []:
+        if result["judge"] != judge or result["baseline"] != baseline:
+            continue
+        for row in result["rows"]:
+            # Their standard errors leave out the regression's own uncertainty: no interval is made of them.
+            yield "length_controlled", row["model"], _value(row["length_controlled"], None)
+            yield "weighted", row["model"], _value(row["win_rate"], None)
     for result in numbers.get("arena") or []:
         table = result["overall"]
         if table["judge"] != judge or table["baseline"] != baseline:
