@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynamic_dpo.errors import ConfigError, JudgeError
+from dynamic_dpo.errors import ConfigError, DataError, JudgeError
 
 if TYPE_CHECKING:
     from dynamic_dpo.config.schema import EvaluationConfig
@@ -113,6 +113,26 @@ def check_judge(config: EvaluationConfig) -> None:
         raise JudgeError(
             "the judge has no key: set the environment variable OPENAI_API_KEY (any value will do for a local server "
             "that checks none), or run the other stages alone"
+        )
+
+
+def check_difficulties(config: EvaluationConfig) -> None:
+    """Find out, before any model is loaded, whether the file that the report will need is there.
+
+    Raises:
+        DataError: If it is not.
+    """
+    from dynamic_dpo.data.named_files import local_file
+
+    section = config.statistics.alpaca_eval
+    if (
+        section.enabled
+        and section.difficulties is not None
+        and not local_file(section.difficulties).is_file()
+    ):
+        raise DataError(
+            f"statistics.alpaca_eval.difficulties names no file: {section.difficulties}; null estimates them from "
+            "the models of this evaluation"
         )
 
 

@@ -49,7 +49,7 @@ def run_evaluation(config: EvaluationConfig, stages: Sequence[str] = STAGES) -> 
         ModelError: If a model cannot be used.
         JudgeError: If the judge cannot be had; what is answered stays answered.
     """
-    from dynamic_dpo.cli.build_evaluation import build_plan, check_judge
+    from dynamic_dpo.cli.build_evaluation import build_plan, check_difficulties, check_judge
     from dynamic_dpo.eval.folder import EvaluationFolder
     from dynamic_dpo.eval.pipeline import generate_all, judge_all, prepare
     from dynamic_dpo.eval.report.stage import report
@@ -58,6 +58,8 @@ def run_evaluation(config: EvaluationConfig, stages: Sequence[str] = STAGES) -> 
     plan = build_plan(config)
     if "judge" in stages:
         check_judge(config)
+    if "report" in stages:
+        check_difficulties(config)
     folder = EvaluationFolder(plan)
     config.save(plan.folder / "config.yaml")
     stopped = None

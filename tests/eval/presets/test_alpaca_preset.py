@@ -96,3 +96,38 @@ def test_published_files_give_the_numbers_in_one_command_and_go_out_with_their_w
     preferences = {entry["instruction"]: entry["preference"] for entry in json.loads(out.read_text())}
     for number, weight in enumerate(WEIGHTS):
         assert preferences[f"Ask {number}"] == pytest.approx(1 + weight)
+
+
+@pytest.mark.parametrize(
+    ("difficulties", "message"),
+    [
+        ("absent.csv", "alpaca_eval.difficulties names no file: absent.csv"),
+        ("hf://datasets/tatsu-lab/alpaca_eval/absent.csv", "could not be fetched from the hub"),
+    ],
+)
+def test_a_file_that_the_report_will_need_is_missed_before_anything_is_asked(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    difficulties: str,
+    message: str,
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    question = tmp_path / "question.txt"
+    question.write_text("<|im_start|>user\n{instruction}\nm: {output_1}\nM: {output_2}\n<|im_end|>")
+    theirs = outputs(tmp_path / "theirs.json", "theirs", 30)
+    with ScriptedServer(judge) as server:
+        config = {
+            "preset": "alpaca_eval_2",
+            "dataset": {"name": str(theirs)},
+            "models": {"gpt4_1106_preview": f"outputs:{theirs}", "trained": f"outputs:{theirs}"},
+            "judge": {"base_url": server.base_url, "template_file": str(question)},
+            "statistics": {"alpaca_eval": {"difficulties": difficulties}},
+            "output": {"dir": str(tmp_path / "out")},
+        }
+        path = tmp_path / "evaluation.yaml"
+        path.write_text(json.dumps(config))
+        assert evaluate.main(["--config", str(path)]) == 2
+        assert server.requests == []
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
