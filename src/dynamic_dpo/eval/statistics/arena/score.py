@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dynamic_dpo.errors import DataError
 from dynamic_dpo.eval.records import JudgementRecord, OutputRecord
 from dynamic_dpo.eval.statistics.arena.battles import STRONG_WEIGHT, Battle, Battles, battles
+from dynamic_dpo.eval.statistics.arena.fit import Fitted, fit
 from dynamic_dpo.eval.statistics.arena.style import (
     STYLE_FEATURES,
     MarkdownUnit,
@@ -24,18 +25,7 @@ from dynamic_dpo.eval.statistics.arena.style import (
     style_of,
 )
 from dynamic_dpo.eval.statistics.comparisons import only_judge
-from dynamic_dpo.eval.statistics.resampling import (
-    PRIOR_EACH,
-    Array,
-    Interval,
-    check_settings,
-    percentile_interval,
-    resample,
-)
-
-# Enough for every estimate to be finite, too little to move one.
-POINT_PRIOR = 0.01
-NEWTON_STEPS, LARGEST_STEP = 60, 2.0
+from dynamic_dpo.eval.statistics.resampling import Array, Interval, check_settings, percentile_interval
 
 
 @dataclass(frozen=True)
@@ -194,80 +184,10 @@ def _features(found: Battles, outputs: Sequence[OutputRecord], markdown: Markdow
     return features
 
 
-class _Design:
-    """Questions as a regression: what each row is, and what is added so that every estimate is finite."""
-
-    def __init__(self, rows: Sequence[Battle], names: Sequence[str], features: Array) -> None:
-        place = {name: column for column, name in enumerate(names)}
-        num_models = len(names)
-        self.x = np.zeros((len(rows), num_models + features.shape[1]))
-        pairs: dict[tuple[str, str], None] = {}
-        for number, row in enumerate(rows):
-            for name, sign in ((row.model, 1.0), (row.other, -1.0)):
-                if name in place:  # The baseline's strength is 0.
-                    self.x[number, place[name]] = sign
-            pairs[row.model, row.other] = None
-        self.x[:, num_models:] = features
-        self.sizes = np.array([row.size for row in rows])
-        self.shares = np.array([row.points for row in rows]) / self.sizes
-        prompts, self.index = np.unique([row.prompt for row in rows], return_inverse=True)
-        self.num_prompts = len(prompts)
-        # A question half won and half lost: for every two models that met, and for every feature by itself.
-        added = [np.zeros(self.x.shape[1]) for _ in range(len(pairs) + features.shape[1])]
-        for row_added, pair in zip(added, pairs, strict=False):
-            for name, sign in zip(pair, (1.0, -1.0), strict=True):
-                if name in place:
-                    row_added[place[name]] = sign
-        for number in range(features.shape[1]):
-            added[len(pairs) + number][num_models + number] = 1.0
-        self.added = np.array(added)
-        self.added_size = float(self.sizes.mean())
-
-    def point(self) -> Array:
-        """Return the coefficients of all questions. Shape [P]."""
-        prior = np.full((1, len(self.added)), POINT_PRIOR / 2)
-        coefficients: Array = self._fit(np.ones((1, self.num_prompts)), prior, prior)[0]
-        return coefficients
-
-    def resampled(self, num_resamples: int, seed: int) -> Array:
-        """Return the coefficients of every resample of prompts. Shape [B, P]."""
-        rng = np.random.default_rng([seed, 2])
-        found = []
-        for weights in resample(self.num_prompts, num_resamples=num_resamples, seed=seed):
-            # What is added to one comparison says nothing about another: each is drawn for itself.
-            shape = (len(weights.prompts), len(self.added))
-            won, lost = rng.standard_gamma(PRIOR_EACH, shape), rng.standard_gamma(PRIOR_EACH, shape)
-            found.append(self._fit(weights.prompts, won, lost))
-        return np.concatenate(found)
-
-    def _fit(self, prompt_weights: Array, won: Array, lost: Array) -> Array:
-        """Fit every resample at once by Newton's method. [B, N], [B, A], [B, A] -> [B, P]."""
-        x = np.concatenate([self.x, self.added])
-        w = np.concatenate(
-            [prompt_weights[:, self.index] * self.sizes, (won + lost) * self.added_size], axis=1
-        )
-        points = np.concatenate(
-            [prompt_weights[:, self.index] * (self.sizes * self.shares), won * self.added_size], axis=1
-        )
-        num_columns = x.shape[1]
-        squares = (x[:, :, None] * x[:, None, :]).reshape(len(x), -1)
-        coefficients = np.zeros((len(w), num_columns))
-        for _ in range(NEWTON_STEPS):
-            expected = 0.5 * (1.0 + np.tanh(coefficients @ x.T / 2.0))
-            gradient = (points - w * expected) @ x
-            hessian = ((w * expected * (1.0 - expected)) @ squares).reshape(-1, num_columns, num_columns)
-            hessian = hessian + 1e-12 * np.eye(num_columns)
-            steps = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
-            # Far from the optimum the curvature vanishes and a full step would overshoot.
-            steps = np.clip(steps, -LARGEST_STEP, LARGEST_STEP)
-            coefficients = coefficients + steps
-            if np.abs(steps).max() < 1e-9:
-                break
-        return coefficients
-
-
 @dataclass(frozen=True)
 class _Fitting:
+    """What all tables of a result have in common."""
+
     baseline: str
     judge: str
     features: Mapping[Battle, Array]
@@ -282,54 +202,50 @@ class _Fitting:
         if not rows:  # A category whose games with the baseline do not count.
             return ArenaTable(category, self.baseline, self.judge, (), {}, 0, 0, unranked)
         others = [name for name in names if name != self.baseline]
-        plain = _Design(rows, others, np.zeros((len(rows), 0)))
-        points, draws = plain.point(), plain.resampled(self.num_resamples, self.seed)
+        plain = self._fit(rows, others, np.zeros((len(rows), 0)))
         styled = [row for row in rows if row in self.features]
-        scaled, kept = self._scaled(styled)
-        controlled = (
-            _Design(styled, others, scaled) if kept and _ranked(styled, self.baseline)[0] == names else None
-        )
-        controlled_points = controlled.point() if controlled else None
-        controlled_draws = controlled.resampled(self.num_resamples, self.seed) if controlled else None
-        counts = {name: sum(name in (row.model, row.other) for row in rows) for name in names}
-        scores = [
-            ArenaScore(
-                name,
-                float(_logistic(points[k])),
-                percentile_interval(_logistic(draws[:, k]), self.confidence),
-                None if controlled_points is None else float(_logistic(controlled_points[k])),
-                None
-                if controlled_draws is None
-                else percentile_interval(_logistic(controlled_draws[:, k]), self.confidence),
-                counts[name],
+        features, kept = self._scaled(styled)
+        controlled = None
+        # Without a model's texts its strength at equal style is not known, nor who comes before whom.
+        if kept and _ranked(styled, self.baseline)[0] == names:
+            controlled = self._fit(styled, others, features)
+        scores = []
+        for name in names:
+            # The baseline's strength is 0 by definition.
+            column = None if name == self.baseline else others.index(name)
+            score, interval = self._score(plain, column)
+            at_equal_style = None if controlled is None else self._score(controlled, column)
+            scores.append(
+                ArenaScore(
+                    model=name,
+                    score=score,
+                    interval=interval,
+                    controlled=at_equal_style[0] if at_equal_style else None,
+                    controlled_interval=at_equal_style[1] if at_equal_style else None,
+                    num_questions=sum(name in (row.model, row.other) for row in rows),
+                )
             )
-            for k, name in enumerate(others)
-        ]
-        half, exactly = 0.5, Interval(0.5, 0.5)
-        scores.append(
-            ArenaScore(
-                self.baseline,
-                half,
-                exactly,
-                half if controlled else None,
-                exactly if controlled else None,
-                counts.get(self.baseline, 0),
-            )
-        )
         scores.sort(key=lambda row: (-(row.score if row.controlled is None else row.controlled), row.model))
-        effects: Array = np.zeros(0) if controlled_points is None else controlled_points[len(others) :]
+        effects = [] if controlled is None else controlled.point[len(others) :].tolist()
         return ArenaTable(
             category=category,
             baseline=self.baseline,
             judge=self.judge,
             scores=tuple(scores),
-            style_effects={
-                STYLE_FEATURES[k]: float(effect) for k, effect in zip(kept, effects, strict=False)
-            },
+            style_effects={STYLE_FEATURES[k]: effect for k, effect in zip(kept, effects, strict=False)},
             num_prompts=plain.num_prompts,
-            num_left_out=len(rows) - len(styled) if controlled else 0,
+            num_left_out=len(rows) - len(styled) if controlled is not None else 0,
             unranked=unranked,
         )
+
+    def _fit(self, rows: Sequence[Battle], names: Sequence[str], features: Array) -> Fitted:
+        return fit(rows, names, features, num_resamples=self.num_resamples, seed=self.seed)
+
+    def _score(self, fitted: Fitted, column: int | None) -> tuple[float, Interval]:
+        if column is None:
+            return 0.5, Interval(0.5, 0.5)
+        draws = _logistic(fitted.draws[:, column])
+        return float(_logistic(fitted.point[column])), percentile_interval(draws, self.confidence)
 
     def _scaled(self, rows: Sequence[Battle]) -> tuple[Array, list[int]]:
         """Return the features in units of their spread, and which of them differ at all."""
