@@ -75,6 +75,7 @@ def test_scores_are_those_that_the_verdicts_give_by_hand(tmp_path: Path) -> None
     page = Page(paths.html.read_text())
     assert page.headings[1:3] == ["Arena-Hard score", "Win rates"]
     assert page.open == []
+    assert "judge: strongly prefers new" in paths.html.read_text()
 
 
 def test_the_score_is_left_out_where_it_is_not_asked_for_or_cannot_be_had(tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 from dynamic_dpo.cli import evaluate
+from dynamic_dpo.cli.evaluations import export
+from dynamic_dpo.errors import DataError
+from dynamic_dpo.eval.exchange import import_mt_bench_grades
 from dynamic_dpo.eval.judging.ledger import read_ledger
 from dynamic_dpo.eval.leaderboard.results import read_results
 from dynamic_dpo.eval.records import GradeRecord, JudgementRecord
@@ -129,6 +132,45 @@ def test_known_grades_give_the_known_table(
     assert page.headings == ["Read this first", "Grades", "By category", "Side by side"]
     assert page.open == []
     assert (out / "report.html").read_text().count('<polygon class="radar') == 2
+
+
+def test_grades_go_out_in_the_file_of_mt_bench_and_come_back(tmp_path: Path, tiny: str) -> None:
+    def stubborn(request: Request) -> Answer:
+        return completion("No.") if asked_of(request)[:2] == ("81", 2) else judge(request)
+
+    with ScriptedServer(stubborn) as server:
+        config = str(write_config(tmp_path, server, tiny))
+        evaluate.main(["--config", config])
+    out = tmp_path / "a-judge_single.jsonl"
+    assert export.main(["--config", config, "--to", "mt-bench", "--out", str(out)]) == 0
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    rows = {(row["model"], row["question_id"], row["turn"]): row for row in lines}
+    assert len(rows) == len(lines) == 12
+    assert rows["published", 101, 1]["score"] == 5
+    assert rows["published", 81, 2]["score"] == -1
+    assert rows["trained", 111, 2]["judgment"] == "I have read it.\n\nRating:"
+    back = import_mt_bench_grades(out)
+    assert {(record.model, record.id, record.turn): record.grade for record in back} == {
+        (model, str(id_), turn - 1): None if row["score"] == -1 else row["score"]
+        for (model, id_, turn), row in rows.items()
+    }
+    assert export.main(["--config", config, "--to", "arena-hard", "--out", str(tmp_path / "x")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"score": 0}, "'score' must be from 1 to 10, or -1"),
+        ({"score": "5"}, "'score' must be from 1 to 10, or -1"),
+        ({"turn": 0}, "'turn' must be a whole number of at least 1"),
+        ({"judge": None}, "must have a question_id and a judge"),
+        ({"model": ""}, "'model' must be a non-empty string"),
+    ],
+)
+def test_malformed_grades_are_refused_by_line(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    line = {"question_id": 81, "model": "m", "judge": ["gpt-4", "single-v1"], "score": 5, "turn": 1}
+    with pytest.raises(DataError, match=message):
+        import_mt_bench_grades(stored(tmp_path / "grades.jsonl", [line | changes]))
 
 
 def test_the_second_turn_goes_on_from_the_models_own_first_answer(tmp_path: Path, tiny: str) -> None:

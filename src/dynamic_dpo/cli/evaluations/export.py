@@ -1,8 +1,9 @@
-"""``dynamic-dpo export``: an evaluation's outputs or verdicts in a file of AlpacaEval or Arena-Hard."""
+"""``dynamic-dpo export``: an evaluation's outputs or verdicts in a file of AlpacaEval, Arena-Hard or MT-Bench."""
 
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from dynamic_dpo.eval.plan import EvaluationPlan
 
 DESCRIPTION = (
-    "Write a model's outputs, or the verdicts on it against another, in AlpacaEval's or Arena-Hard's files."
+    "Write a model's outputs, the verdicts on it against another, or the grades of all models, in AlpacaEval's, "
+    "Arena-Hard's or MT-Bench's files."
 )
+GRADES = "mt-bench"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,9 +36,9 @@ def _command(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--to",
-        choices=FORMATS,
+        choices=[*FORMATS, GRADES],
         help="alpaca-outputs: model_outputs.json; alpaca-annotations: verdicts for AlpacaEval; arena-hard: two games "
-        "a question, JSON lines",
+        "a question, JSON lines; mt-bench: a grade a line",
     )
     parser.add_argument("--out", metavar="FILE", help="file to write; must not exist")
     parser.add_argument(
@@ -60,10 +63,8 @@ def _command(argv: Sequence[str]) -> int:
     if arguments.against and arguments.to == "alpaca-outputs":
         raise ConfigError("--against has no effect on outputs, which are one model's: leave it out")
     plan = build_plan(get_evaluation_config(settings))
-    if plan.turns.enabled:
-        raise ConfigError(
-            "turns.enabled is true, and these files hold one answer a prompt: conversations are not exported"
-        )
+    if plan.turns.enabled or arguments.to == GRADES:
+        return _export_grades(plan, arguments)
     against = _model(plan, "--against", arguments.against or plan.baseline_name)
     model = _model(plan, "--model", arguments.model or _only_other(plan, against))
     if model == against and arguments.to != "alpaca-outputs":
@@ -73,6 +74,23 @@ def _command(argv: Sequence[str]) -> int:
     from dynamic_dpo.eval.folder import EvaluationFolder
 
     print(FORMATS[arguments.to](EvaluationFolder(plan), Path(arguments.out), model, against))
+    return 0
+
+
+def _export_grades(plan: EvaluationPlan, arguments: Namespace) -> int:
+    if not plan.grades or arguments.to != GRADES:
+        raise ConfigError(
+            f"--to {arguments.to} does not fit: of conversations (turns.enabled) only the grades can be exported, "
+            f"with --to {GRADES}, and only theirs"
+        )
+    if arguments.model or arguments.against:
+        raise ConfigError(f"--model and --against have no effect on --to {GRADES}, which holds all models")
+    from dynamic_dpo.eval.exchange import export_mt_bench_grades
+    from dynamic_dpo.eval.folder import EvaluationFolder
+    from dynamic_dpo.eval.turns.stages import collect_grades
+
+    folder = EvaluationFolder(plan)
+    print(export_mt_bench_grades(arguments.out, folder.prompts(), collect_grades(folder)))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Outputs and verdicts in the files of other evaluations: AlpacaEval's and Arena-Hard's, out and in."""
+"""Outputs and verdicts in the files of other evaluations: AlpacaEval's, Arena-Hard's and MT-Bench's."""
 
 from __future__ import annotations
 
@@ -13,3 +13,5 @@ from dynamic_dpo.eval.exchange.answers import answers_to_prompt as answers_to_pr
 from dynamic_dpo.eval.exchange.answers import import_answers as import_answers
 from dynamic_dpo.eval.exchange.arena_hard import export_arena_hard_judgements as export_arena_hard_judgements
 from dynamic_dpo.eval.exchange.arena_hard import import_arena_hard_judgements as import_arena_hard_judgements
+from dynamic_dpo.eval.exchange.mt_bench import export_mt_bench_grades as export_mt_bench_grades
+from dynamic_dpo.eval.exchange.mt_bench import import_mt_bench_grades as import_mt_bench_grades

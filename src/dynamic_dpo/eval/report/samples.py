@@ -79,7 +79,8 @@ def _output(output: OutputRecord, judgements: Sequence[JudgementRecord]) -> Outp
 
 
 def _remark(record: JudgementRecord) -> Remark:
-    outcome = {"tie": "a tie", "invalid": "no usable verdict"}.get(record.verdict, f"prefers {record.winner}")
+    preferred = f"{'strongly ' if record.strong else ''}prefers {record.winner}"
+    outcome = {"tie": "a tie", "invalid": "no usable verdict"}.get(record.verdict, preferred)
     return Remark(
         f"{record.judge}: {outcome} (order shown: {record.first}, {record.second})", text=record.reason
     )

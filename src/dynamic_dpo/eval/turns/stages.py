@@ -15,7 +15,7 @@ from dynamic_dpo.eval.exchange import answers_to_prompt, import_answers
 from dynamic_dpo.eval.folder import EvaluationFolder
 from dynamic_dpo.eval.generate.turns import Conversations, read_conversations, write_conversations
 from dynamic_dpo.eval.judging.ledger import read_ledger
-from dynamic_dpo.eval.judging.questions import answers_to
+from dynamic_dpo.eval.judging.questions import Answered, answers_to
 from dynamic_dpo.eval.judging.turns import (
     GradeQuestion,
     TurnPairQuestion,
@@ -123,12 +123,26 @@ def _pair_questions(
     return turn_pair_questions(prompts, _texts(said), folder.plan.pairs)
 
 
+def collect_grades(folder: EvaluationFolder) -> list[GradeRecord]:
+    """Return the grades that there are, with the names of now.
+
+    Raises:
+        ConfigError: If a stage has not run, or ran with other settings.
+        DataError: If a file is damaged.
+    """
+    prompts = _prompts(folder)
+    return _graded(folder, _grade_questions(prompts, _said(folder, prompts))).records
+
+
+def _graded(folder: EvaluationFolder, questions: Sequence[GradeQuestion]) -> Answered[GradeRecord]:
+    judge, path = folder.judge_note(), folder.plan.folder / GRADES_FILE
+    given = {record.key: record for record in read_ledger(path, GradeRecord)} if path.is_file() else {}
+    return answers_to(questions, given.get, judge=judge.name, fingerprint=judge.fingerprint)
+
+
 def _report_grades(folder: EvaluationFolder, prompts: Sequence[PromptRecord], said: Said) -> ReportPaths:
     plan, judge = folder.plan, folder.judge_note()
-    path = plan.folder / GRADES_FILE
-    given = {record.key: record for record in read_ledger(path, GradeRecord)} if path.is_file() else {}
-    questions = _grade_questions(prompts, said)
-    answered = answers_to(questions, given.get, judge=judge.name, fingerprint=judge.fingerprint)
+    answered = _graded(folder, _grade_questions(prompts, said))
     statistics = plan.statistics
     # A single model has nothing beside it.
     baseline = plan.baseline_name if len(plan.models) > 1 else None
