@@ -150,8 +150,8 @@ def test_a_judge_that_repeats_what_it_reads_gives_no_verdict_at_all(
     "text", [" " * 100_000, "\n" * 100_000, "verdict " * 12_000, "[[" * 50_000, "< " * 50_000]
 )
 def test_no_text_takes_for_ever(text: str) -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     lint_output(text)
     read_judgement(text, (PROMPT, HONEST, text))
     judge_template("hh-v1").messages(PROMPT, HONEST, text)
-    assert time.monotonic() - begun < NO_END
+    assert time.process_time() - begun < NO_END

@@ -6,7 +6,6 @@ A section is one function in `SECTIONS`: it takes the records and the numbers co
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ from dynamic_dpo.eval.report.data import EvaluationData
 from dynamic_dpo.eval.report.figures import box_plot, frontier_plot, interval_bar, share_bar
 from dynamic_dpo.eval.report.samples import samples
 from dynamic_dpo.eval.report.summary import EvaluationSummary, PairSummary
-from dynamic_dpo.eval.report.words import finding_sentences, p_value, percent, percent_interval
+from dynamic_dpo.eval.report.words import finding_sentences, kappa_words, p_value, percent, percent_interval
 from dynamic_dpo.eval.statistics.position_bias import PositionBias
 from dynamic_dpo.eval.statistics.win_rate import WinRate
 from dynamic_dpo.pages.shapes import (
@@ -323,11 +322,11 @@ def _agreement(data: EvaluationData, summary: EvaluationSummary) -> Markup:
             " and ".join(found.judges),
             f"{found.num_questions:,}",
             percent(found.raw),
-            "–" if math.isnan(found.kappa) else f"{found.kappa:.2f}",
+            kappa_words(found),
         )
         for found in summary.agreement
     ]
-    header = ("judges", "questions", "same outcome", "Cohen's kappa")
+    header = ("judges", "questions", "same outcome", "Cohen's kappa (interval)")
     lead = "Kappa is 1 for full agreement and 0 for what chance would give."
     return section("agreement", "Do the judges agree?", lead, card(table(header, lines)))
 

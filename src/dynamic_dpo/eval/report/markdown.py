@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 
@@ -17,7 +16,7 @@ from dynamic_dpo.eval.report.arena import (
 )
 from dynamic_dpo.eval.report.data import EvaluationData
 from dynamic_dpo.eval.report.summary import EvaluationSummary
-from dynamic_dpo.eval.report.words import finding_sentences, p_value, percent, percent_interval
+from dynamic_dpo.eval.report.words import finding_sentences, kappa_words, p_value, percent, percent_interval
 from dynamic_dpo.eval.statistics.position_bias import PositionBias
 from dynamic_dpo.eval.statistics.win_rate import WinRate
 from dynamic_dpo.pages.text import shown
@@ -195,13 +194,13 @@ def _methods(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
 
 
 def _agreement(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
-    header = ("judges", "questions", "same outcome", "Cohen's kappa")
+    header = ("judges", "questions", "same outcome", "Cohen's kappa (interval)")
     rows = [
         (
             " and ".join(row.judges),
             row.num_questions,
             percent(row.raw),
-            "–" if math.isnan(row.kappa) else f"{row.kappa:.2f}",
+            kappa_words(row),
         )
         for row in summary.agreement
     ]

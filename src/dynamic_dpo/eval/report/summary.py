@@ -168,7 +168,7 @@ def summarise(data: EvaluationData) -> EvaluationSummary:
         methods=methods,
         models=models,
         judges=judges,
-        agreement=judge_agreement(judgements),
+        agreement=judge_agreement(judgements, confidence=data.confidence),
         frontier=reward_kl_frontier(data.frontier),
         arena=[found for name in judge_names if (found := _arena(name, judgements, data)) is not None],
         alpaca=[table for name in judge_names if (table := _alpaca(name, judgements, data)) is not None],

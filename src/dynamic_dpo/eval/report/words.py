@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from dynamic_dpo.eval.report.summary import PairSummary
+from dynamic_dpo.eval.statistics.agreement import Agreement
 from dynamic_dpo.eval.statistics.resampling import Interval
 from dynamic_dpo.eval.statistics.win_rate import WinRate
 
@@ -36,6 +37,18 @@ def p_value(value: float) -> str:
     ('< 0.001', '0.031')
     """
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def kappa_words(agreement: Agreement) -> str:
+    """Write how far two judges agree beyond chance.
+
+    >>> kappa_words(Agreement(("a", "b"), 40, 0, 0.9, 0.7952, Interval(0.6, 0.99)))
+    '0.80 (0.60 to 0.99)'
+    """
+    if math.isnan(agreement.kappa):
+        return "–"
+    low, high = agreement.kappa_interval
+    return f"{agreement.kappa:.2f} ({low:.2f} to {high:.2f})"
 
 
 def verdict_sentence(pair: PairSummary, *, num_pairs: int = 1, name_judge: bool = False) -> str:

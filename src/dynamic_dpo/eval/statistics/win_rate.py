@@ -172,7 +172,7 @@ def prompts_needed(
 
     Example:
         >>> prompts_needed(0.03), prompts_needed(0.03, spread=0.3), prompts_needed(0.1)
-        (2178, 782, 194)
+        (2178, 783, 194)
     """
     from scipy.stats import norm
 
