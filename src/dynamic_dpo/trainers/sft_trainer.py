@@ -38,10 +38,11 @@ class ResumableSFTTrainer(ResumableTrainer, SFTTrainer):  # type: ignore[misc]
         self.add_callback(self.cost)
         self.add_callback(self.alarms)
 
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
-        """Make a step's pass over a batch, and count what it costs."""
-        self.cost.count({name: value for name, value in inputs.items() if name in COUNTED})
-        return super().training_step(model, inputs, num_items_in_batch)
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Return the loss of a batch, and count what a step's batch costs."""
+        if model.training:
+            self.cost.count({name: value for name, value in inputs.items() if name in COUNTED})
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def complete_entry(self, logs: dict[str, float], start_time: float | None) -> dict[str, float]:
         """Add to a training entry what its steps cost."""
