@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dynamic_dpo.cli import evaluate, export
+from dynamic_dpo.cli import evaluate
+from dynamic_dpo.cli.evaluations import export
 from scripted_server import Answer, Request, ScriptedServer, completion
 
 NUM = 12
