@@ -21,6 +21,8 @@ from dynamic_dpo.eval.exchange import (
     export_alpaca_outputs,
     import_alpaca_annotations,
 )
+from dynamic_dpo.eval.judges.chat.server import Token
+from dynamic_dpo.eval.judges.token_choice import choice_probability, read_choice_question
 from dynamic_dpo.eval.records import JudgementRecord, OutputRecord, PromptRecord
 from dynamic_dpo.eval.statistics.alpaca_eval.difficulty_files import read_difficulties
 from dynamic_dpo.eval.statistics.alpaca_eval.numbers import AlpacaEvalNumbers, alpaca_eval_table
@@ -48,6 +50,22 @@ table, annotations = main.evaluate(
     is_cache_leaderboard=False, metric_kwargs={"save_weights_dir": None}, fn_metric="get_length_controlled_winrate",
 )
 print(json.dumps({key: float(value) for key, value in table.loc["new"].items() if key != "mode"}))
+"""
+
+
+# What the package would ask its judge, and how it reads an answer of one token.
+ASKED = """
+import json, sys
+import pandas as pd
+from alpaca_eval import completion_parsers, constants, utils
+texts, alternatives = json.loads(sys.argv[1])
+path = constants.EVALUATORS_CONFIG_DIR / "alpaca_eval_clf_gpt4_turbo" / "alpaca_eval_clf.txt"
+(prompt,), _ = utils.make_prompts(pd.DataFrame([texts]), path.read_text())
+top = [{"token": token, "logprob": value} for token, value in alternatives]
+(preference,) = completion_parsers.logprob_parser(
+    {"logprobs": {"content": [{"top_logprobs": top}]}}, "m", ["m", "M"], is_binarize=False
+)
+print(json.dumps([str(path), utils.prompt_to_chatml(prompt), float(preference)]))
 """
 
 
@@ -147,6 +165,27 @@ def test_the_package_accepts_our_files_and_gives_our_numbers(tmp_path: Path, int
     back = import_alpaca_annotations(folder / "annotations.json", PROMPTS)
     (again,) = alpaca_eval_table(back.judgements, back.outputs, "old", judge=judge, difficulties=known).models
     same(again, theirs)
+
+
+def test_the_judge_is_asked_and_read_as_the_package_does(interpreter: str) -> None:
+    texts = {"instruction": 'Name "one" {fruit}.\n', "output_1": "Fig\n\n", "output_2": "A {output_1} \u2028"}
+    alternatives = [("M", -0.3), ("m", -1.7), (" m", -3.0), ("The", -5.0)]
+    done = subprocess.run(
+        [interpreter, "-c", ASKED, json.dumps([texts, alternatives])],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": ""},
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    path, messages, preference = json.loads(done.stdout.splitlines()[-1])
+    assert read_choice_question(path).filled(*texts.values()) == [
+        {"role": message["role"], "content": message["content"]} for message in messages
+    ]
+    share = choice_probability(Token("M", tuple(alternatives)), "m", "M")
+    assert share is not None
+    assert 2 - share == pytest.approx(preference, abs=1e-12)
 
 
 def same(ours: AlpacaEvalNumbers, theirs: dict[str, float]) -> None:

@@ -9,10 +9,10 @@ import pytest
 
 from dynamic_dpo.errors import DataError
 from dynamic_dpo.eval.records import JudgementRecord, OutputRecord
+from dynamic_dpo.eval.statistics import alpaca_eval
+from dynamic_dpo.eval.statistics.alpaca_eval import Difficulties, alpaca_eval_table
 from dynamic_dpo.eval.statistics.alpaca_eval.difficulty import baseline_at_other_lengths, fit_jointly
-from dynamic_dpo.eval.statistics.alpaca_eval.difficulty_files import Difficulties
 from dynamic_dpo.eval.statistics.alpaca_eval.length_control import fit_length_controlled
-from dynamic_dpo.eval.statistics.alpaca_eval.numbers import alpaca_eval_table
 from helpers_judgements import judged
 
 NUM = 60
@@ -118,6 +118,11 @@ def test_difficulties_without_the_worth_of_length_take_it_from_the_models() -> N
     assert all(one.controlled is not None for one in bare.models)
     # The weights here have nothing to do with length, and so has what is found.
     assert all(abs(one.controlled.length_effect) < 0.5 for one in bare.models if one.controlled)
+
+
+def test_the_rooms_names_are_all_there() -> None:
+    assert all(getattr(alpaca_eval, name).__name__ == name for name in alpaca_eval.__all__)
+    assert set(alpaca_eval.__all__) <= set(dir(alpaca_eval))
 
 
 def test_difficulties_of_other_prompts_are_refused() -> None:
