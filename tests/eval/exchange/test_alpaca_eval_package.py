@@ -143,8 +143,16 @@ def test_the_package_accepts_our_files_and_gives_our_numbers(tmp_path: Path, int
     folder.mkdir()
     for name, model in (("model_outputs", "new"), ("reference_outputs", "old")):
         export_alpaca_outputs(tmp_path / f"{name}.json", PROMPTS, outputs, model)
+    # In another order than the set's: their table of difficulties goes by the places that we give.
     export_alpaca_annotations(
-        folder / "annotations.json", PROMPTS, outputs, judgements, model="new", baseline="old", judge=judge
+        folder / "annotations.json",
+        PROMPTS[::-1],
+        outputs,
+        judgements,
+        model="new",
+        baseline="old",
+        judge=judge,
+        places={prompt.id: place for place, prompt in enumerate(PROMPTS)},
     )
     (tmp_path / "known.csv").write_text(",win_rate,mode,avg_length\nnew,0,community,0\n")
     done = subprocess.run(

@@ -94,9 +94,15 @@ def test_published_files_give_the_numbers_in_one_command_and_go_out_with_their_w
 
     out = tmp_path / "annotations.json"
     assert export.main(["--config", str(path), "--to", "alpaca-annotations", "--out", str(out)]) == 0
-    preferences = {entry["instruction"]: entry["preference"] for entry in json.loads(out.read_text())}
-    for number, weight in enumerate(WEIGHTS):
-        assert preferences[f"Ask {number}"] == pytest.approx(1 + weight)
+    # Both files are in the set's order, whatever the order of the draw.
+    written = tmp_path / "model_outputs.json"
+    assert export.main(["--config", str(path), "--to", "alpaca-outputs", "--out", str(written)]) == 0
+    instructions = [entry["instruction"] for entry in json.loads(written.read_text())]
+    assert instructions == [f"Ask {number}" for number in range(NUM)]
+    entries = json.loads(out.read_text())
+    assert [entry["index"] for entry in entries] == list(range(NUM))
+    assert [entry["instruction"] for entry in entries] == [f"Ask {number}" for number in range(NUM)]
+    assert [entry["preference"] for entry in entries] == pytest.approx([1 + weight for weight in WEIGHTS])
 
 
 @pytest.mark.parametrize(

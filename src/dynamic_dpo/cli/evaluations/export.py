@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from dynamic_dpo.errors import ConfigError
 if TYPE_CHECKING:
     from dynamic_dpo.eval.folder import EvaluationFolder
     from dynamic_dpo.eval.plan import EvaluationPlan
+    from dynamic_dpo.eval.records import PromptRecord
 
 DESCRIPTION = (
     "Write a model's outputs, the verdicts on it against another, or the grades of all models, in AlpacaEval's, "
@@ -112,17 +113,40 @@ def _alpaca_outputs(folder: EvaluationFolder, path: Path, model: str, against: s
     from dynamic_dpo.eval.exchange import export_alpaca_outputs
 
     prompts = folder.prompts()
-    return export_alpaca_outputs(path, prompts, folder.outputs(prompts)[model].outputs, model)
+    outputs = folder.outputs(prompts)[model].outputs
+    return export_alpaca_outputs(path, _in_order(prompts, _places(folder)), outputs, model)
 
 
 def _alpaca_annotations(folder: EvaluationFolder, path: Path, model: str, against: str) -> Path:
     from dynamic_dpo.eval.collected import collect
     from dynamic_dpo.eval.exchange import export_alpaca_annotations
 
-    done = collect(folder)
+    done, places = collect(folder), _places(folder)
     return export_alpaca_annotations(
-        path, done.prompts, done.outputs, done.records, model=model, baseline=against, judge=done.judge
+        path,
+        _in_order(done.prompts, places),
+        done.outputs,
+        done.records,
+        model=model,
+        baseline=against,
+        judge=done.judge,
+        places=places,
     )
+
+
+def _places(folder: EvaluationFolder) -> dict[str, int]:
+    """Return the place in the set of every prompt: AlpacaEval finds the difficulty of an instruction by it."""
+    from dynamic_dpo.eval.prompts.sets import ids_in_order
+
+    places: dict[str, int] = {}
+    for place, prompt in enumerate(ids_in_order(**folder.plan.prompts)):
+        places.setdefault(prompt, place)
+    return places
+
+
+def _in_order(prompts: Sequence[PromptRecord], places: Mapping[str, int]) -> list[PromptRecord]:
+    """Return prompts in the order of their set; they were drawn in an order of their own."""
+    return sorted(prompts, key=lambda prompt: places.get(prompt.id, len(places)))
 
 
 def _arena_hard(folder: EvaluationFolder, path: Path, model: str, against: str) -> Path:

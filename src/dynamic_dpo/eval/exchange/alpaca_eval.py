@@ -64,7 +64,8 @@ def export_alpaca_outputs(
 
     Args:
         path: The file.
-        prompts: The prompts; their category becomes ``dataset``.
+        prompts: The prompts, in the order in which the entries are to stand, for AlpacaEval finds the difficulty of
+            an instruction by its place; their category becomes ``dataset``.
         outputs: Any outputs; those of other models are passed over. Samples follow each other.
         model: Whose outputs; becomes ``generator``.
 
@@ -72,7 +73,10 @@ def export_alpaca_outputs(
         DataError: If there is no output of the model, or one of them has no prompt.
     """
     by_id = {prompt.id: prompt for prompt in prompts}
-    own = sorted((output for output in outputs if output.model == model), key=lambda o: (o.sample, o.id))
+    order = {prompt.id: number for number, prompt in enumerate(prompts)}
+    own = sorted(
+        (output for output in outputs if output.model == model), key=lambda o: (o.sample, order.get(o.id, -1))
+    )
     if not own:
         names = ", ".join(sorted({output.model for output in outputs})) or "none"
         raise DataError(f"there are no outputs of {model!r} to export; models with outputs: {names}")
@@ -122,6 +126,7 @@ def export_alpaca_annotations(
     model: str,
     baseline: str,
     judge: str,
+    places: Mapping[str, int] | None = None,
 ) -> Path:
     """Write verdicts as AlpacaEval's annotations, the baseline as output 1 and the model as output 2.
 
@@ -133,23 +138,25 @@ def export_alpaca_annotations(
 
     Args:
         path: The file.
-        prompts: The prompts. Their order is that of the entries, for AlpacaEval finds the difficulty of an
+        prompts: The prompts, in the order in which the entries are to stand: AlpacaEval finds the difficulty of an
             instruction by its place.
         outputs: The outputs that were judged.
         judgements: Any judgements; others than those between the two models by this judge are passed over.
         model: Becomes ``generator_2``.
         baseline: Becomes ``generator_1``.
         judge: Becomes ``annotator``.
+        places: Prompt id to its place in AlpacaEval's set, which becomes ``index``: needed where the prompts are not
+            all of the set in its order.
 
     Raises:
         DataError: If there is no such judgement, or a prompt or output is missing.
     """
     by_id = {prompt.id: prompt for prompt in prompts}
-    places = {prompt.id: place for place, prompt in enumerate(prompts)}
+    order = {prompt.id: number for number, prompt in enumerate(prompts)}
     texts = {(output.id, output.sample, output.model): output.text for output in outputs}
     questions = questions_between(judgements, model, baseline, judge)
     entries = []
-    for prompt_id, sample in sorted(questions, key=lambda asked: (places.get(asked[0], -1), asked[1])):
+    for prompt_id, sample in sorted(questions, key=lambda asked: (order.get(asked[0], -1), asked[1])):
         records = questions[prompt_id, sample]
         weights = [weight for record in records if (weight := record.preference(model)) is not None]
         prompt = prompt_of(by_id, prompt_id)
@@ -165,6 +172,7 @@ def export_alpaca_annotations(
                 "preference": 1.0 + math.fsum(weights) / len(weights) if weights else None,
                 "raw_completion": "\n\n".join(record.reason for record in records if record.reason),
                 "price_per_example": math.fsum(record.cost for record in records),
+                **({} if places is None or prompt_id not in places else {"index": places[prompt_id]}),
                 **(records[0].meta if len(records) == 1 else {}),
             }
         )
