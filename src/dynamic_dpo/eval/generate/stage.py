@@ -36,10 +36,17 @@ from dynamic_dpo.utils.signals import deferred, raise_if_requested
 logger = logging.getLogger("dynamic_dpo")
 
 
-def identify_model(spec: ModelSpec, settings: GenerationSettings) -> WrittenModel:
+def identify_model(
+    spec: ModelSpec, settings: GenerationSettings, *, weights: str | None = None
+) -> WrittenModel:
     """Return what identifies the outputs of a model under settings.
 
     Reads the model's files and loads nothing; a server is asked what it says of the model.
+
+    Args:
+        spec: The model.
+        settings: How it writes.
+        weights: The `text_fingerprint` of its files, where it is known; ``None``: they are read.
 
     Raises:
         ModelError: If there is no such model.
@@ -53,7 +60,7 @@ def identify_model(spec: ModelSpec, settings: GenerationSettings) -> WrittenMode
             return engine.identify()
     device = pick_device(settings.device, setting="generation.device")
     files = spec.find_files()
-    weights = text_fingerprint(files)
+    weights = text_fingerprint(files) if weights is None else weights
     identity = settings.identity(device)
     prompt = {"template": spec.prompt_template, "format": spec.prompt_format}
     provenance = {
@@ -76,6 +83,7 @@ def write_outputs(
     *,
     progress: bool = True,
     opener: Callable[[ModelFiles, GenerationSettings], OutputEngine] = open_engine,
+    weights: str | None = None,
 ) -> WrittenModel:
     """Let one model write the outputs that are missing.
 
@@ -89,6 +97,7 @@ def write_outputs(
         path: The file of outputs, appended to; several models share one.
         progress: Whether a terminal gets a progress bar.
         opener: Loads the model; called only if something is missing.
+        weights: See `identify_model`.
 
     Returns:
         What identifies the outputs; `read_outputs` finds them by it.
@@ -103,7 +112,7 @@ def write_outputs(
     if settings.engine == "server" and not is_ready(spec):
         with closing(ServerEngine(spec, settings)) as server:
             return _ask_server(prompts, server, path, progress)
-    written = identify_model(spec, settings)
+    written = identify_model(spec, settings, weights=weights)
     if is_ready(spec):
         ready_outputs(spec, prompts)  # What is wrong with them is to be said now.
         return written

@@ -31,7 +31,7 @@ from dynamic_dpo.eval.model_spec import ModelSpec
 from dynamic_dpo.eval.prompts.render import Prompt
 from dynamic_dpo.eval.prompts.turns import turn_prompt, turns_of
 from dynamic_dpo.eval.records import OutputRecord, PromptRecord
-from dynamic_dpo.models.adapters import ModelFiles
+from dynamic_dpo.models.adapters import ModelFiles, text_fingerprint
 from dynamic_dpo.utils.hashing import content_hash
 
 FINGERPRINTS = "outputs_by_temperature"
@@ -77,6 +77,8 @@ def write_conversations(
     if is_ready(spec):
         _ready(spec, prompts)  # What is wrong with them is to be said now.
         return identify_ready(spec)
+    # Read once, and not for every turn and temperature.
+    weights = None if settings.engine == "server" else text_fingerprint(spec.find_files())
     written: dict[str, WrittenModel] = {}
     lender = _Lender()
     try:
@@ -84,7 +86,9 @@ def write_conversations(
             how = _at(settings, temperature)
 
             def ask(asked: list[PromptRecord], how: GenerationSettings = how) -> ModelOutputs:
-                found = write_outputs(asked, spec, how, path, progress=progress, opener=lender.lend)
+                found = write_outputs(
+                    asked, spec, how, path, progress=progress, opener=lender.lend, weights=weights
+                )
                 written[f"{how.temperature:g}"] = found
                 return read_outputs(path, asked, spec, found.fingerprint, 1)
 

@@ -29,7 +29,7 @@ def markdown(data: EvaluationData, summary: EvaluationSummary) -> str:
 
 
 def _head(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
-    return [f"# {words_of(data.title)}\n"] + ([f"{_line(data.created)}\n"] if data.created else [])
+    return [f"# {words_of(data.title)}\n"] + ([f"{line_of(data.created)}\n"] if data.created else [])
 
 
 def _alarms(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
@@ -65,7 +65,7 @@ def _win_rates(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
         )
         for pair in summary.pairs
     ]
-    found = [f"- {_line(sentence)}" for sentence in finding_sentences(summary.pairs)]
+    found = [f"- {line_of(sentence)}" for sentence in finding_sentences(summary.pairs)]
     return ["## Win rates\n", *found, "\n" + markdown_table(header, rows)]
 
 
@@ -87,10 +87,10 @@ def _arena(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
             blocks += [
                 f"## Arena-Hard score, {words_of(name)}{by}\n",
                 markdown_table(HEADER, arena_lines(arena)),
-                *([f"What style gains: {_line(effects)}.\n"] if effects else []),
+                *([f"What style gains: {line_of(effects)}.\n"] if effects else []),
             ]
         blocks += [markdown_table(("model", *LABEL_NAMES), label_lines(result))]
-        blocks += [f"{_line(sentence)}\n" for sentence in caveats(result)]
+        blocks += [f"{line_of(sentence)}\n" for sentence in caveats(result)]
     return blocks
 
 
@@ -171,7 +171,7 @@ def _strengths(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
         blocks += [
             f"## Strengths (Bradley-Terry), by {words_of(judge.name)}\n",
             markdown_table(("model", "log-odds", "interval", "group"), rows),
-            *(f"{_line(note)}\n" for note in judge.strengths.notes),
+            *(f"{line_of(note)}\n" for note in judge.strengths.notes),
         ]
     return blocks
 
@@ -284,10 +284,10 @@ def words_of(text: str) -> str:
     return _INLINE.sub(r"\\\g<0>", " ".join(shown(text).split())).replace("<", "&lt;")
 
 
-def _line(text: str) -> str:
+def line_of(text: str) -> str:
     """Return a text as a whole line.
 
-    >>> _line("- 1. a"), _line("1. a")
+    >>> line_of("- 1. a"), line_of("1. a")
     ('\\\\- 1. a', '1\\\\. a')
     """
     return _BLOCK.sub(r"\1\\", words_of(text))

@@ -15,7 +15,7 @@ from dynamic_dpo.eval.judges.turns.grades import HIGHEST, LOWEST
 from dynamic_dpo.eval.prompts.turns import references_of, turns_of
 from dynamic_dpo.eval.records import PromptRecord
 from dynamic_dpo.eval.report.figures import interval_bar
-from dynamic_dpo.eval.report.markdown import markdown_table, words_of
+from dynamic_dpo.eval.report.markdown import line_of, markdown_table, words_of
 from dynamic_dpo.eval.report.write import ReportPaths, plain
 from dynamic_dpo.eval.statistics.grades import GradeMean
 from dynamic_dpo.eval.turns.data import GradesData
@@ -218,7 +218,7 @@ def _prompt(data: GradesData, prompt: PromptRecord) -> Markup:
 
 
 def _markdown(data: GradesData) -> str:
-    blocks = [f"# {words_of(data.title)}\n", *([f"{words_of(data.created)}\n"] if data.created else [])]
+    blocks = [f"# {words_of(data.title)}\n", *([f"{line_of(data.created)}\n"] if data.created else [])]
     blocks += [f"> **Read this first.** {words_of(said)}\n" for said in data.alarms]
     if data.models:
         blocks += [f"## Grades, by {words_of(data.judge)}\n", markdown_table(_header(data), _lines(data))]
