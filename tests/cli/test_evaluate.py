@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,6 +163,35 @@ def test_a_reward_model_judges(
     assert "| reward |" in capsys.readouterr().out
 
 
+def test_several_judges_of_one_file_are_compared(
+    models: dict[str, str], rows: Path, server: CountingJudge, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out = tmp_path / "out"
+    judges = {
+        "mood": {"kind": "function", "function": "dynamic_dpo.eval.rewards:vader"},
+        "second": {"base_url": server.base_url, "gpt4_oracle": {"model": "another-judge"}},
+    }
+    config = write_config(out, models, rows, server.base_url, judges=judges)
+    assert evaluate.main(["--config", str(config)]) == 0
+    # Twelve questions to each chat model, by different templates: hh-v1 and that of dialogue-v1.
+    assert (len(server.asked), max(server.asked.values())) == (24, 1)
+    assert Counter(record.judge for record in read_ledger(out / "judgements.jsonl")) == {
+        "a-judge": 12,
+        "dynamic_dpo.eval.rewards:vader": 12,
+        "another-judge": 12,
+    }
+    report = (out / "report.md").read_text()
+    assert "## Agreement of judges" in report
+    assert all(f"| {pair} | 6 |" in report for pair in ("a-judge and mood", "a-judge and second"))
+    # A score sees no order, the chat models do.
+    assert "| mood | 12 | 0 | sees no order |" in report
+    assert "| second | 12 | 0 | sees no order |" not in report
+    # Nothing is asked again.
+    assert evaluate.main(["--config", str(config)]) == 0
+    assert max(server.asked.values()) == 1
+
+
 def test_what_the_judge_will_lack_is_said_before_any_model_writes(
     models: dict[str, str], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -189,6 +219,16 @@ MISTAKES = {
     "unknown key": (["judge.concurency=2"], "did you mean judge.concurrency?"),
     "unused prompt": (["gpt4_oracle.system_prompt=Be harsh."], "has no effect while judge.template is hh-v1"),
     "no price": (["judge.budget.money=1"], "judge.prices has no price for 'a-judge'"),
+    "orders of one judge": (["judges.x.both_orders=false"], "unknown key judges.x.both_orders"),
+    "two of one name": (["judges.a-judge.template=tldr-v1"], "has the name of the first judge"),
+    "no price of another": (
+        [
+            "judge.budget.money=1",
+            "judge.prices.a-judge={input: 1, output: 1}",
+            "judges.x.gpt4_oracle.model=y",
+        ],
+        "judge.prices has no price for 'y'",
+    ),
     "no such model": (["models.trained=./nowhere"], "nowhere"),
 }
 

@@ -22,6 +22,7 @@ from dynamic_dpo.eval.pipeline import generate_all, judge_all, prepare
 from dynamic_dpo.eval.plan import EvaluationPlan, JudgingSettings
 from dynamic_dpo.eval.records import PromptRecord
 from dynamic_dpo.eval.report.stage import report_data
+from dynamic_dpo.eval.report.summary import summarise
 from dynamic_dpo.eval.scoring.outputs import ScoringSettings
 from tiny import tiny_llama, word_tokenizer
 
@@ -372,3 +373,56 @@ def test_no_kl_is_claimed_for_outputs_that_are_no_samples_of_the_model(
     assert data.preference["trained"].num_pairs == 4
     with pytest.raises(ConfigError, match="scoring changed since the stage generate"):
         collected(replace(narrow, scoring=ScoringSettings(models["trained"], device="cpu")))
+
+
+# Several judges
+
+
+class ShorterWins(LongerWins):
+    name = "shorter"
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"kind": "shorter"}
+
+    def ask(self, prompt: PromptRecord, first: str, second: str, *, attempt: int = 0) -> Reply:
+        return super().ask(prompt, second, first, attempt=attempt)
+
+
+def test_several_judges_answer_the_same_questions_into_one_file(
+    plan: EvaluationPlan, judge: LongerWins
+) -> None:
+    other = ShorterWins()
+    both = replace(plan, further_judges={"second": JudgingSettings(lambda: other, {"kind": "shorter"})})
+    assert run(plan) is None
+    asked = len(judge.asked)
+    assert run(both) is None
+    # The first judge's answers are found again, and the second was asked the same.
+    assert len(judge.asked) == asked == len(other.asked)
+    done = collected(both)
+    assert (done.num_questions, done.num_unanswered) == (24, 0)
+    assert {(r.judge, r.id, r.first) for r in done.records if r.judge == "second"} == {
+        ("second", r.id, r.first) for r in done.records if r.judge == "longer"
+    }
+    summary = summarise(report_data(both, done))
+    assert [found.name for found in summary.judges] == ["longer", "second"]
+    (agreement,) = summary.agreement
+    assert agreement.judges == ("longer", "second")
+    assert agreement.num_questions == 6
+    assert {"judge", "judge second"} <= set(report_data(both, done).provenance)
+    # The plan with the first judge alone reports what it did before.
+    assert {record.judge for record in collected(plan).records} == {"longer"}
+
+
+def test_two_judges_need_two_names_and_two_natures(plan: EvaluationPlan, judge: LongerWins) -> None:
+    again = JudgingSettings(lambda: judge, {"kind": "longer"})
+    shorter = JudgingSettings(ShorterWins, {"kind": "shorter"})
+    for further, message in (
+        ({"longer": shorter}, "has the name of the first"),
+        ({"x": again}, "is the same"),
+    ):
+        wrong = replace(plan, further_judges=further)
+        with pytest.raises(ConfigError, match=message):
+            run(wrong)
+    assert run(plan) is None
+    with pytest.raises(ConfigError, match=r"nothing of the stage judge yet .judges\.new."):
+        collected(replace(plan, further_judges={"new": shorter}))

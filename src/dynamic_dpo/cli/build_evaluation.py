@@ -49,6 +49,7 @@ def build_plan(config: EvaluationConfig) -> EvaluationPlan:
         ],
         generation=generation.settings(),
         judging=_judging(config),
+        further_judges={name: _judging(alone) for name, alone in further_judges(config).items()},
         statistics=StatisticsSettings(
             **config.statistics.model_dump(exclude={"arena_hard", "alpaca_eval"}),
             arena_hard=ArenaSettings(**config.statistics.arena_hard.model_dump()),
@@ -97,9 +98,18 @@ def check_judge(config: EvaluationConfig) -> None:
     from dynamic_dpo.eval.judging.spending import BudgetMeter, Spending
 
     if config.turns.enabled:
+        if config.judges:
+            raise ConfigError(
+                f"judges ({', '.join(config.judges)}) have no effect on conversations (turns.enabled), which one judge "
+                "grades: leave the section out"
+            )
         build_turns_judge(config)
     else:
-        build_judge(config)
+        for alone in further_judges(config).values():
+            check_judge(alone)
+        first = build_judge(config).name
+        if first in config.judges:
+            raise ConfigError(f"judges.{first} has the name of the first judge: give it another one")
     if "gpt4_oracle" not in JUDGES[config.judge.kind].settings:
         return
     if "@" in (config.judge.base_url or ""):
@@ -170,6 +180,20 @@ def _judging(config: EvaluationConfig) -> JudgingSettings:
             prices={name: Price(price.input, price.output) for name, price in judge.prices.items()},
         ),
     )
+
+
+def further_judges(config: EvaluationConfig) -> dict[str, EvaluationConfig]:
+    """Return, for every further judge by its name, the file as it were with that judge alone."""
+    return {
+        name: config.model_copy(
+            update={
+                "judge": config.judge.model_copy(update=section.model_dump(exclude={"gpt4_oracle"})),
+                "gpt4_oracle": section.gpt4_oracle or config.gpt4_oracle,
+                "judges": {},
+            }
+        )
+        for name, section in config.judges.items()
+    }
 
 
 def build_judge(config: EvaluationConfig) -> Judge:

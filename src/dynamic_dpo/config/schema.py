@@ -35,7 +35,12 @@ from dynamic_dpo.config.sections.evaluation import (
     PresetName,
     TurnsSection,
 )
-from dynamic_dpo.config.sections.judging import JudgeSection, ScoringSection, StatisticsSection
+from dynamic_dpo.config.sections.judging import (
+    FurtherJudgeSection,
+    JudgeSection,
+    ScoringSection,
+    StatisticsSection,
+)
 from dynamic_dpo.config.sections.loops import IterateSection, LoopEvaluationSection
 from dynamic_dpo.config.sections.methods import (
     MethodSection,
@@ -167,6 +172,11 @@ class EvaluationConfig(Document):
     turns: TurnsSection = Field(default_factory=TurnsSection)
     judge: JudgeSection = Field(default_factory=JudgeSection)
     gpt4_oracle: OracleSection = Field(default_factory=OracleSection)
+    judges: dict[str, FurtherJudgeSection] = Field(
+        default={},
+        description="Further judges of the same questions, each under a name of your choice; the report says how far "
+        "they agree.",
+    )
     scoring: ScoringSection = Field(default_factory=ScoringSection)
     statistics: StatisticsSection = Field(default_factory=StatisticsSection)
     output: OutputSection = Field(default_factory=OutputSection)

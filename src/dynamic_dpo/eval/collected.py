@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from dynamic_dpo.eval.folder import EvaluationFolder, Scores
+from dynamic_dpo.eval.folder import EvaluationFolder, Scores, check_judges
 from dynamic_dpo.eval.generate.ready import is_ready
 from dynamic_dpo.eval.judging.ledger import read_ledger
 from dynamic_dpo.eval.judging.questions import answers_to
@@ -18,11 +18,12 @@ class Evaluated(NamedTuple):
         prompts: The prompts.
         outputs: The models' outputs.
         left_out: Model name to the prompts it could not be asked, with the reason.
-        records: One judgement for every answered question.
-        num_questions: Questions there are.
+        records: One judgement for every answered question, of every judge.
+        num_questions: Questions there are, counted for every judge.
         num_missing_outputs: Prompts and models without an output.
-        judge: The judge's name.
+        judge: The first judge's name.
         fingerprint: All that its verdicts depend on.
+        further: Name of every further judge to all that its verdicts depend on.
         stopped: Which limit of the budget ended the judging, in words; ``None`` if none did.
         provenance: Of every model, by name.
         prompts_report: Counts of the prompts.
@@ -38,6 +39,7 @@ class Evaluated(NamedTuple):
     num_missing_outputs: int
     judge: str
     fingerprint: dict[str, Any]
+    further: dict[str, dict[str, Any]]
     stopped: str | None
     provenance: dict[str, dict[str, Any]]
     prompts_report: dict[str, Any]
@@ -61,21 +63,29 @@ def collect(folder: EvaluationFolder) -> Evaluated:
     prompts = folder.prompts()
     by_model = folder.outputs(prompts)
     made = folder.questions(prompts, by_model)
-    judge = folder.judge_note()
+    judge, *others = notes = [folder.judge_note(name) for name in (None, *plan.further_judges)]
+    check_judges(notes)
     ledger = folder.judgements_path
     answers = {record.key: record for record in read_ledger(ledger)} if ledger.is_file() else {}
-    answered = answers_to(made.questions, answers.get, judge=judge.name, fingerprint=judge.fingerprint)
+    records = [
+        record
+        for note in notes
+        for record in answers_to(
+            made.questions, answers.get, judge=note.name, fingerprint=note.fingerprint
+        ).records
+    ]
     scored = [spec for spec in plan.models if plan.scoring is not None and not is_ready(spec)]
     return Evaluated(
         prompts=prompts,
         outputs=[output for outputs in by_model.values() for output in outputs.outputs],
         left_out={name: outputs.left_out for name, outputs in by_model.items() if outputs.left_out},
-        records=answered.records,
-        num_questions=len(made.questions),
+        records=records,
+        num_questions=len(made.questions) * len(notes),
         num_missing_outputs=len(made.missing),
         judge=judge.name,
         fingerprint=judge.fingerprint,
-        stopped=judge.stopped,
+        further={note.name: note.fingerprint for note in others},
+        stopped=next((note.stopped for note in notes if note.stopped), None),
         provenance={spec.name: folder.written_model(spec).provenance for spec in plan.models},
         prompts_report=folder.prompts_report(),
         created=folder.created,

@@ -11,13 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dynamic_dpo.errors import DataError
+from dynamic_dpo.errors import ConfigError, DataError
 from dynamic_dpo.eval.generate.ready import ModelOutputs, WrittenModel
 from dynamic_dpo.eval.generate.stage import read_outputs
 from dynamic_dpo.eval.judging.questions import Questions, make_questions
 from dynamic_dpo.eval.model_spec import ModelSpec
 from dynamic_dpo.eval.notes import StageNotes
-from dynamic_dpo.eval.plan import EvaluationPlan
+from dynamic_dpo.eval.plan import EvaluationPlan, JudgingSettings
 from dynamic_dpo.eval.prompts.sets import PromptSet, read_prompts, write_prompts
 from dynamic_dpo.eval.records import PromptRecord
 
@@ -224,15 +224,47 @@ class EvaluationFolder:
         pairs = set(self.plan.pairs)
         return made._replace(questions=[q for q in made.questions if (q.first, q.second) in pairs])
 
-    def note_judge(self, note: JudgeNote) -> None:
-        """Note who judges, or has judged."""
-        self._notes.put("judge", self.plan.judging.identity, note._asdict())
+    def note_judge(self, note: JudgeNote, further: str | None = None) -> None:
+        """Note who judges, or has judged.
 
-    def judge_note(self) -> JudgeNote:
+        Args:
+            note: About the judge.
+            further: Its name in the plan, where it is not the first judge.
+        """
+        entry, judging, _ = self._judging(further)
+        self._notes.put(entry, judging.identity, note._asdict())
+
+    def judge_note(self, further: str | None = None) -> JudgeNote:
         """Return who has judged.
+
+        Args:
+            further: As for `note_judge`.
 
         Raises:
             ConfigError: If nobody has, or with other settings.
         """
-        keys = "judge or gpt4_oracle"
-        return JudgeNote(**self._notes.require("judge", self.plan.judging.identity, stage="judge", keys=keys))
+        entry, judging, keys = self._judging(further)
+        return JudgeNote(**self._notes.require(entry, judging.identity, stage="judge", keys=keys))
+
+    def _judging(self, further: str | None) -> tuple[str, JudgingSettings, str]:
+        if further is None:
+            return "judge", self.plan.judging, "judge or gpt4_oracle"
+        return f"judge {further}", self.plan.further_judges[further], f"judges.{further}"
+
+
+def check_judges(notes: Sequence[JudgeNote]) -> None:
+    """Refuse two judges of one name, whose verdicts would be pooled, and two names of one judge.
+
+    Raises:
+        ConfigError: If there are such.
+    """
+    first, *others = notes
+    if first.name in [note.name for note in others]:
+        raise ConfigError(f"judges.{first.name} has the name of the first judge: give it another one")
+    for number, note in enumerate(notes):
+        for other in notes[:number]:
+            if note.fingerprint == other.fingerprint:
+                raise ConfigError(
+                    f"judges.{note.name} is the same judge as {other.name}: both would find the same answers; "
+                    "leave it out, or let it differ in model, template or temperature"
+                )

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from dynamic_dpo.eval.folder import EvaluationFolder, JudgeNote, Scores
+from dynamic_dpo.eval.folder import EvaluationFolder, JudgeNote, Scores, check_judges
 from dynamic_dpo.eval.generate.ready import is_ready
 from dynamic_dpo.eval.generate.stage import write_outputs
+from dynamic_dpo.eval.judges.base import Judge
 from dynamic_dpo.eval.judging.ledger import JudgeLedger
 from dynamic_dpo.eval.judging.questions import Askable, RecordT
 from dynamic_dpo.eval.judging.stage import run_judging
@@ -61,7 +62,7 @@ def generate_all(folder: EvaluationFolder) -> None:
 
 
 def judge_all(folder: EvaluationFolder) -> str | None:
-    """Get an answer to every question that has none.
+    """Get every judge's answer to every question that has none; their answers stand in one file.
 
     Returns:
         Which limit of the budget ended it, in words; ``None`` where every question is answered.
@@ -72,7 +73,19 @@ def judge_all(folder: EvaluationFolder) -> str | None:
     """
     prompts = folder.prompts()
     questions = folder.questions(prompts, folder.outputs(prompts)).questions
-    return ask_all(folder, questions, folder.judgements_path)
+    with ExitStack() as stack:
+        judges: dict[str | None, Judge] = {}
+        for further, judging in ((None, folder.plan.judging), *folder.plan.further_judges.items()):
+            judge = judges[further] = judging.make_judge()
+            if hasattr(judge, "close"):
+                stack.callback(judge.close)
+        # Before anything is paid.
+        check_judges([JudgeNote(further or one.name, one.fingerprint()) for further, one in judges.items()])
+        stopped = [
+            ask_all(folder, questions, folder.judgements_path, judge=one, further=further)
+            for further, one in judges.items()
+        ]
+    return next((limit for limit in stopped if limit), None)
 
 
 def ask_all(
@@ -80,6 +93,9 @@ def ask_all(
     questions: Sequence[Askable[RecordT]],
     path: Path,
     record: type[RecordT] | None = None,
+    *,
+    judge: Judge | None = None,
+    further: str | None = None,
 ) -> str | None:
     """Ask questions of one kind that have no answer; as `judge_all`.
 
@@ -88,25 +104,29 @@ def ask_all(
         questions: The questions.
         path: The file of answers.
         record: What they are; ``None``: judgements.
+        judge: Who is asked; ``None``: the plan's first judge, made here and closed again.
+        further: Name of one of the plan's further judges; ``None``: the first.
     """
     plan = folder.plan
-    judge = plan.judging.make_judge()
+    judging = plan.judging if further is None else plan.further_judges[further]
     with ExitStack() as stack:
-        if hasattr(judge, "close"):
-            stack.callback(judge.close)
+        if judge is None:
+            judge = judging.make_judge()
+            if hasattr(judge, "close"):
+                stack.callback(judge.close)
         ledger = stack.enter_context(JudgeLedger(path, record))
         # Noted first: a report of a run that was killed later finds its answers by it.
-        note = JudgeNote(judge.name, judge.fingerprint())
-        folder.note_judge(note)
+        note = JudgeNote(judge.name if further is None else further, judge.fingerprint())
+        folder.note_judge(note, further)
         outcome = run_judging(
             questions,
             judge,
             ledger,
-            concurrency=plan.judging.concurrency,
+            concurrency=judging.concurrency,
             budget=plan.judging.budget,
             progress=plan.progress,
         )
-    folder.note_judge(note._replace(stopped=outcome.stopped))
+    folder.note_judge(note._replace(stopped=outcome.stopped), further)
     if outcome.stopped:
         logger.warning(
             "judging stopped at the %s; %d of %d questions have no answer",

@@ -77,6 +77,8 @@ class EvaluationPlan:
         models: The models to compare.
         generation: How they write.
         judging: How their outputs are judged.
+        further_judges: Name to a further judge of the same questions; only who it is and how many questions are under
+            way is read, the rest is that of ``judging``.
         statistics: How intervals are computed.
         scoring: What is scored beside the outputs; ``None`` for nothing.
         turns: Whether prompts of several turns are asked, and how their answers are judged.
@@ -93,6 +95,7 @@ class EvaluationPlan:
     models: Sequence[ModelSpec]
     generation: GenerationSettings
     judging: JudgingSettings
+    further_judges: Mapping[str, JudgingSettings] = field(default_factory=dict)
     statistics: StatisticsSettings = field(default_factory=StatisticsSettings)
     scoring: ScoringSettings | None = None
     turns: TurnsSettings = field(default_factory=TurnsSettings)

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from dynamic_dpo.config.base import Section, refuse
 from dynamic_dpo.config.from_settings import settings_section
+from dynamic_dpo.config.sections.evaluation import OracleSection
 from dynamic_dpo.eval.judges.table import JUDGES
 from dynamic_dpo.eval.judges.template import TemplateName
 from dynamic_dpo.eval.statistics.alpaca_eval.settings import AlpacaEvalSettings
@@ -38,8 +39,8 @@ class PriceSection(Section):
     output: float = Field(ge=0, description="Per million tokens of replies.")
 
 
-class JudgeSection(Section):
-    """Who judges, and how it is asked; the settings of a chat model that judges are in gpt4_oracle."""
+class _OneJudge(Section):
+    """Who judges, and how it is asked."""
 
     kind: JudgeKindName = Field(
         default="openai",
@@ -73,11 +74,6 @@ class JudgeSection(Section):
         default=[],
         description="For kind token_choice: the token that means the output shown first, and the one for the second.",
     )
-    both_orders: bool = Field(
-        default=True,
-        description="Ask every comparison as A, B and as B, A; otherwise once, in the order that "
-        "gpt4_oracle.randomize_order says.",
-    )
     concurrency: int = Field(default=4, ge=1, description="Questions under way at a time.")
     max_invalid_retries: int = Field(
         default=2,
@@ -94,10 +90,6 @@ class JudgeSection(Section):
     )
     json_schema: bool = Field(
         default=False, description="Ask for reasons and verdict as JSON, where the server can."
-    )
-    budget: BudgetSection = Field(default_factory=BudgetSection)
-    prices: dict[str, PriceSection] = Field(
-        default={}, description="Price of each judging model, by its name."
     )
 
     @field_validator("*")
@@ -116,6 +108,38 @@ class JudgeSection(Section):
         template = info.data.get("template")
         if key == "template_file" and value and template not in (None, "custom"):
             refuse(f"has no effect while judge.template is {template}: leave one of the two out")
+        return value
+
+
+class JudgeSection(_OneJudge):
+    """Who judges, and how it is asked; the settings of a chat model that judges are in gpt4_oracle."""
+
+    both_orders: bool = Field(
+        default=True,
+        description="Ask every comparison as A, B and as B, A; otherwise once, in the order that "
+        "gpt4_oracle.randomize_order says.",
+    )
+    budget: BudgetSection = Field(default_factory=BudgetSection)
+    prices: dict[str, PriceSection] = Field(
+        default={}, description="Price of each judging model, by its name."
+    )
+
+
+class FurtherJudgeSection(_OneJudge):
+    """One more judge of the same questions; their orders, the budget and the prices are those of section judge."""
+
+    gpt4_oracle: OracleSection | None = Field(
+        default=None, description="Its chat model, with kind openai; null: that of section gpt4_oracle."
+    )
+
+    @field_validator("gpt4_oracle")
+    @classmethod
+    def _orders_are_those_of_all(cls, value: OracleSection | None) -> OracleSection | None:
+        for key in ("randomize_order", "seed"):
+            if value is not None and getattr(value, key) != OracleSection.model_fields[key].default:
+                refuse(
+                    f"has {key}, which has no effect here: all judges see the orders of section gpt4_oracle"
+                )
         return value
 
 

@@ -74,7 +74,7 @@ def _alpaca(data: EvaluationData, summary: EvaluationSummary) -> list[str]:
     for result in summary.alpaca:
         by = f", by {words_of(result.judge)}" if len(summary.alpaca) > 1 else ""
         blocks += [f"## AlpacaEval 2{by}\n", markdown_table(ALPACA_HEADER, alpaca_lines(result))]
-        blocks += [f"{_line(sentence)}\n" for sentence in alpaca_caveats(result)]
+        blocks += [f"{line_of(sentence)}\n" for sentence in alpaca_caveats(result)]
     return blocks
 
 

@@ -89,7 +89,11 @@ def report_data(plan: EvaluationPlan, done: Evaluated) -> EvaluationData:
         arena=statistics.arena_hard,
         alpaca=statistics.alpaca_eval.enabled,
         difficulties=_difficulties(plan),
-        order_blind=() if _sees_order(done.fingerprint) else (done.judge,),
+        order_blind=[
+            name
+            for name, fingerprint in {done.judge: done.fingerprint, **done.further}.items()
+            if not _sees_order(fingerprint)
+        ],
     )
 
 
@@ -108,7 +112,9 @@ def _frontier(plan: EvaluationPlan, done: Evaluated) -> list[FrontierPoint]:
     for name, scores in done.scores.items():
         if not scores.policy_logps:
             continue
-        rate = 0.5 if name == baseline else compare(done.records, name, baseline).counts.rate
+        rate = (
+            0.5 if name == baseline else compare(done.records, name, baseline, judge=done.judge).counts.rate
+        )
         if not math.isnan(rate):
             points.append(
                 FrontierPoint(name, sequence_kl(scores.policy_logps, scores.reference_logps).k1, rate)
@@ -147,17 +153,17 @@ def _notes(plan: EvaluationPlan, done: Evaluated) -> list[str]:
 
 
 def _provenance(plan: EvaluationPlan, done: Evaluated) -> dict[str, Mapping[str, Any]]:
-    cost = sum(record.cost for record in done.records)
     prompts = done.prompts_report
     return {
         **{name: without_secrets(note) for name, note in done.provenance.items()},
         "judge": {
             **without_secrets(done.fingerprint),
             "orders": _orders(plan),
-            "replies": sum(record.attempts for record in done.records),
-            "prompt_tokens": sum(record.prompt_tokens for record in done.records),
-            "completion_tokens": sum(record.completion_tokens for record in done.records),
-            **({"cost": round(cost, 6)} if cost else {}),
+            **_spent(done, done.judge),
+        },
+        **{
+            f"judge {name}": {**without_secrets(fingerprint), **_spent(done, name)}
+            for name, fingerprint in done.further.items()
         },
         "prompts": {
             "source": plan.prompts["name"],
@@ -167,6 +173,17 @@ def _provenance(plan: EvaluationPlan, done: Evaluated) -> dict[str, Mapping[str,
             "distinct": prompts["distinct"],
             "duplicates": prompts["duplicates"],
         },
+    }
+
+
+def _spent(done: Evaluated, judge: str) -> dict[str, Any]:
+    records = [record for record in done.records if record.judge == judge]
+    cost = sum(record.cost for record in records)
+    return {
+        "replies": sum(record.attempts for record in records),
+        "prompt_tokens": sum(record.prompt_tokens for record in records),
+        "completion_tokens": sum(record.completion_tokens for record in records),
+        **({"cost": round(cost, 6)} if cost else {}),
     }
 
 
