@@ -100,8 +100,8 @@ def check_judge(config: EvaluationConfig) -> None:
     if config.turns.enabled:
         if config.judges:
             raise ConfigError(
-                f"judges ({', '.join(config.judges)}) have no effect on conversations (turns.enabled), which one judge "
-                "grades: leave the section out"
+                f"judges ({', '.join(config.judges)}) have no effect on conversations (turns.enabled), which one "
+                "judge grades: leave the section out"
             )
         build_turns_judge(config)
     else:

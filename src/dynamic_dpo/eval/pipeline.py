@@ -15,6 +15,7 @@ from dynamic_dpo.eval.folder import EvaluationFolder, JudgeNote, Scores, check_j
 from dynamic_dpo.eval.generate.ready import is_ready
 from dynamic_dpo.eval.generate.stage import write_outputs
 from dynamic_dpo.eval.judges.base import Judge
+from dynamic_dpo.eval.judges.turns.chat import TurnsJudge
 from dynamic_dpo.eval.judging.ledger import JudgeLedger
 from dynamic_dpo.eval.judging.questions import Askable, RecordT
 from dynamic_dpo.eval.judging.stage import run_judging
@@ -74,7 +75,7 @@ def judge_all(folder: EvaluationFolder) -> str | None:
     prompts = folder.prompts()
     questions = folder.questions(prompts, folder.outputs(prompts)).questions
     with ExitStack() as stack:
-        judges: dict[str | None, Judge] = {}
+        judges: dict[str | None, Judge | TurnsJudge] = {}
         for further, judging in ((None, folder.plan.judging), *folder.plan.further_judges.items()):
             judge = judges[further] = judging.make_judge()
             if hasattr(judge, "close"):
@@ -94,7 +95,7 @@ def ask_all(
     path: Path,
     record: type[RecordT] | None = None,
     *,
-    judge: Judge | None = None,
+    judge: Judge | TurnsJudge | None = None,
     further: str | None = None,
 ) -> str | None:
     """Ask questions of one kind that have no answer; as `judge_all`.
