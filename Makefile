@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 WORKERS ?= 2
 
-.PHONY: setup quickstart test test-slow test-served test-alpaca-eval test-gpu coverage check lint types walls docs docs-site rooms bench bench-more bench-gpu experiment experiment-sentiment after-training families torture clean
+.PHONY: setup quickstart test test-slow test-served test-alpaca-eval test-gpu coverage check lint types walls docs docs-site rooms bench bench-more bench-gpu experiment experiment-sentiment after-training families dist torture clean
 
 setup: $(READY)
 
@@ -91,6 +91,14 @@ experiment: $(READY)
 # The same methods on a language model: hours; goes on where it was interrupted. EXPERIMENT="--quick": minutes.
 experiment-sentiment: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m experiments.sentiment $(EXPERIMENT)
+
+dist: $(READY)
+	# Source archive and wheel, checked, and the wheel tried in an environment of its own, away from the checkout.
+	rm -rf dist build
+	$(BIN)/python -m pip install --quiet -c constraints.txt build twine
+	$(BIN)/python -m build --quiet
+	$(BIN)/python -m twine check --strict dist/*
+	$(PYTHON) scripts/try_wheel.py dist/*.whl
 
 torture: $(READY)
 	# Kills, full disks, damage and dying ranks at full counts; prints the table of docs/reliability.md.

@@ -33,7 +33,7 @@ PACKAGES = {
 }
 COMMANDS_PAGE, PYTHON_PAGE = "reference/commands.md", "reference/python.md"
 # Files of the project's root that are pages of the site, and whose place a page of its own takes.
-PAGES_OF = {"CHANGELOG.md": "changes.md"}
+PAGES_OF = {"CHANGELOG.md": "changes.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "reporting.md"}
 INSTEAD_OF = {"README.md": "index.md"}
 # Where copies of other files lie that pages link to, and what stands for a folder.
 COPIES, FOLDERS_PAGE = "project/", "architecture.md"

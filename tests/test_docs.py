@@ -25,10 +25,15 @@ from dynamic_dpo.config import (
 from dynamic_dpo.sweeps.grid import split_axes
 from places import ROOT
 
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted(
+    [
+        *(ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY")),
+        *(ROOT / "docs").rglob("*.md"),
+    ]
+)
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
 # Pages that the site makes by itself (tests/test_docs_site.py).
-GENERATED = {"reference/commands.md", "reference/python.md", "changes.md"}
+GENERATED = {"reference/commands.md", "reference/python.md", "changes.md", "contributing.md", "reporting.md"}
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<body>.*?)^(?P=indent)```$", re.M | re.S)
 
 
@@ -343,3 +348,13 @@ def test_the_picture_of_a_shared_row_is_the_mask() -> None:
     assert [int(p) for p in positions[1:]] == rows.position_ids[0].tolist()
     seen = [[mark == "x" for mark in line[1:]] for line in lines]
     assert seen == rows.allowed_attention()[0, 0].tolist()
+
+
+def test_the_version_is_the_same_wherever_it_stands() -> None:
+    import dynamic_dpo
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "dynamic_dpo.__version__"}
+    citation = YAML(typ="safe").load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert str(citation["version"]) == dynamic_dpo.__version__
