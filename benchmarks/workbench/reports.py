@@ -20,7 +20,6 @@ PARTS = (
     "training",
     "reference_pass",
     "sweep",
-    "sweep_command",
     "overhead",
     "saturation",
     "memory",
@@ -43,7 +42,7 @@ def publish(
     """Print a benchmark's findings and write them to the output folder.
 
     Args:
-        name: One of `PARTS`.
+        name: One of `PARTS`, or a name of its own for what is no part of the page.
         markdown: Heading, table and remarks.
         out: The output folder.
         results: What the workers found, round by round, by name.

@@ -258,6 +258,12 @@ def _refuse_unread_by_turns(config: EvaluationConfig) -> None:
         f"gpt4_oracle.{key}": getattr(config.gpt4_oracle, key) is None
         for key in ("system_prompt", "prompt_template")
     }
+    # Conversations are graded one by one, or compared in both orders.
+    stated = type(config.gpt4_oracle).model_fields
+    read |= {
+        f"gpt4_oracle.{key}": getattr(config.gpt4_oracle, key) == stated[key].default
+        for key in ("randomize_order", "seed")
+    }
     for key, is_left_out in read.items():
         if not is_left_out:
             raise ConfigError(

@@ -120,7 +120,13 @@ def _labels(config: TrainingConfig) -> Scoring | Comparing | None:
     if section.judge == "scorers":
         return Scoring(
             {
-                name: _scorer(config, one.reward_model, one.function, one.weight)
+                name: _scorer(
+                    config,
+                    one.reward_model,
+                    one.function,
+                    one.weight,
+                    setting=f"rollout.scorers.{name}.function",
+                )
                 for name, one in section.scorers.items()
             }
         )
@@ -130,7 +136,12 @@ def _labels(config: TrainingConfig) -> Scoring | Comparing | None:
 
 
 def _scorer(
-    config: TrainingConfig, reward_model: str | None, function: str | None, weight: float
+    config: TrainingConfig,
+    reward_model: str | None,
+    function: str | None,
+    weight: float,
+    *,
+    setting: str = "rollout.function",
 ) -> WeightedScorer:
     from dynamic_dpo.eval.judges.function import FunctionScorer
     from dynamic_dpo.eval.judges.reward_model import RewardModelScorer
@@ -140,7 +151,7 @@ def _scorer(
     make: Callable[[], Scorer]
     if function is not None:
         # Found now: hours of sampling may lie between here and its first use.
-        scorer = FunctionScorer(function)
+        scorer = FunctionScorer(function, setting=setting)
         make = lambda: scorer  # noqa: E731
     else:
         path = str(reward_model)

@@ -132,7 +132,9 @@ def build_sampling(config: TrainingConfig, *, as_chat: bool) -> Sampling | None:
     if prompts is not None and as_chat:
         prompts = [[{"role": "user", "content": text}] for text in prompts]
     scorers = {
-        name: RewardModelScorer(one.reward_model) if one.reward_model else FunctionScorer(str(one.function))
+        name: RewardModelScorer(one.reward_model)
+        if one.reward_model
+        else FunctionScorer(str(one.function), setting=f"sampling.scorers.{name}.function")
         for name, one in section.scorers.items()
     }
     settings = SamplingConfig(**section.model_dump(exclude={"prompts", "scorers"}))

@@ -201,7 +201,9 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         """
         # 1. Has the run a reason of its own to end? Then it saves and ends here; it logs and evaluates as ever.
         if reason := self.reason_to_stop():
-            logger.warning("the run saves and ends here: %s", reason)
+            # Said once: a step that ends an epoch ends twice.
+            if not self.control.should_training_stop:
+                logger.warning("the run saves and ends here: %s", reason)
             self.control.should_save = self.control.should_training_stop = True
 
         # 2. The loop has ended inside an epoch, by a signal or because the run had finished, and it calls as if the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -269,3 +270,18 @@ def test_a_model_that_is_not_whole_is_named(tmp_path: Path, missing: str) -> Non
 def test_a_batch_size_below_one_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"judge\.batch_size must be at least 1, got 0"):
         RewardModelScorer("m", batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("no", "rollout.scorers.kind.function must have the form"),
+        ("no_such_module:f", "rollout.scorers.kind.function 'no_such_module:f': cannot import"),
+        ("math:no", "rollout.scorers.kind.function 'math:no': 'math' has no"),
+        ("math:pi", "rollout.scorers.kind.function 'math:pi' is a float"),
+        ("operator:setitem", "rollout.scorers.kind.function 'operator:setitem' takes"),
+    ],
+)
+def test_a_message_names_the_setting_that_was_given(path: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        FunctionScorer(path, setting="rollout.scorers.kind.function")

@@ -285,6 +285,9 @@ def test_right_answers_come_from_a_file_of_the_users(tmp_path: Path, tiny: str) 
     ("changes", "message"),
     [
         ({"judge": {"template": "hh-v1"}}, "judge.template has no effect while turns.enabled"),
+        ({"gpt4_oracle": {"seed": 7}}, "gpt4_oracle.seed has no effect while turns.enabled"),
+        ({"gpt4_oracle": {"randomize_order": False}}, "gpt4_oracle.randomize_order has no effect"),
+        ({"judges": {"other": {"kind": "openai"}}}, "judges (other) have no effect on conversations"),
         ({"judge": {"kind": "function", "function": "math:sqrt", "base_url": None}}, "set it to openai"),
         ({"generation": {"num_samples": 2}}, "conversations are written once"),
         ({"turns": {"judging": "pairs"}, "judge": {"both_orders": False}}, "asks in both orders"),

@@ -22,6 +22,7 @@ class FunctionScorer:
 
     Args:
         path: ``package.module:function`` or ``package.module.function``.
+        setting: What messages call the setting that names it.
 
     Raises:
         ConfigError: If there is no such function, or it takes neither an output nor a prompt and an output.
@@ -34,11 +35,11 @@ class FunctionScorer:
 
     batch_size = 1
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, setting: str = "judge.function") -> None:
         self.path = path.replace(":", ".")
         self.name = path
-        self._function = load_function(path)
-        self._takes_prompt = _takes_prompt(self._function, path)
+        self._function = load_function(path, setting=setting)
+        self._takes_prompt = _takes_prompt(self._function, f"{setting} {path!r}")
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the function's path and a hash of its source, so that a changed function scores anew."""
@@ -90,11 +91,12 @@ def function_judge(*, function: str, tie_tolerance: float) -> PointwiseJudge:
     return PointwiseJudge(FunctionScorer(function), tie_tolerance=tie_tolerance)
 
 
-def load_function(path: str) -> Callable[..., Any]:
+def load_function(path: str, *, setting: str = "judge.function") -> Callable[..., Any]:
     """Import a function.
 
     Args:
         path: ``package.module:function`` or ``package.module.function``.
+        setting: What messages call the setting that names it.
 
     Returns:
         The function, or anything else that can be called.
@@ -109,14 +111,14 @@ def load_function(path: str) -> Callable[..., Any]:
     module_name, _, name = path.partition(":") if ":" in path else path.rpartition(".")
     if not all(part.isidentifier() for part in [*module_name.split("."), *name.split(".")]):
         raise ConfigError(
-            f"judge.function must have the form package.module:function, got {path!r}, such as "
+            f"{setting} must have the form package.module:function, got {path!r}, such as "
             "dynamic_dpo.eval.rewards:vader"
         )
     try:
         value: Any = import_module(module_name)
     except ImportError as error:
         raise ConfigError(
-            f"judge.function {path!r}: cannot import {module_name!r} ({error}); install the package, or put the "
+            f"{setting} {path!r}: cannot import {module_name!r} ({error}); install the package, or put the "
             "module's folder on PYTHONPATH"
         ) from None
     for part in name.split("."):
@@ -127,18 +129,18 @@ def load_function(path: str) -> Callable[..., Any]:
                 other for other in dir(value) if callable(getattr(value, other)) and not other.startswith("_")
             ]
             raise ConfigError(
-                f"judge.function {path!r}: {module_name!r} has no {name!r}; it has "
+                f"{setting} {path!r}: {module_name!r} has no {name!r}; it has "
                 f"{', '.join(public[:20]) or 'no function'}"
             ) from None
     if not callable(value):
         raise ConfigError(
-            f"judge.function {path!r} is a {type(value).__name__}, expected a function that takes an output, or a "
+            f"{setting} {path!r} is a {type(value).__name__}, expected a function that takes an output, or a "
             "prompt and an output"
         )
     return value  # type: ignore[no-any-return]
 
 
-def _takes_prompt(function: Callable[..., Any], path: str) -> bool:
+def _takes_prompt(function: Callable[..., Any], called: str) -> bool:
     """Return whether the function's own arguments are prompt and output, or the output alone."""
     try:
         signature = inspect.signature(function)
@@ -158,8 +160,7 @@ def _takes_prompt(function: Callable[..., Any], path: str) -> bool:
         # f(*args) takes both; f(text, lower=True) means its second argument otherwise.
         return num_arguments == 2 or (len(needed) == 0 and _takes_any(signature))
     raise ConfigError(
-        f"judge.function {path!r} takes {signature}, expected one argument (the output) or two (the prompt and the "
-        "output)"
+        f"{called} takes {signature}, expected one argument (the output) or two (the prompt and the output)"
     )
 
 
