@@ -322,6 +322,17 @@ def test_known_strengths_are_found_again() -> None:
     assert sum(row.strength for row in result.models) == pytest.approx(0.0, abs=1e-9)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("num_prompts", [32, 100])
+def test_intervals_of_strengths_hold_the_truth(num_prompts: int) -> None:
+    true, held = {"strong": 0.6, "middle": 0.0, "weak": -0.6}, 0
+    for seed in range(400):
+        result = bradley_terry(tournament(true, num_prompts, seed), num_resamples=500, seed=seed)
+        held += sum(row.interval.low <= true[row.name] <= row.interval.high for row in result.models)
+    # 95 %; three strengths of one tournament hang together, so that 1,200 count like some 600.
+    assert 0.93 <= held / 1200 <= 0.975
+
+
 def test_strengths_are_those_of_a_logistic_regression() -> None:
     judgements = tournament({"a": 0.5, "b": 0.0, "c": -0.5}, 60, seed=6)
     rows, won = [], []

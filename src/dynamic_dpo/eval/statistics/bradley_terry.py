@@ -23,6 +23,7 @@ from dynamic_dpo.eval.statistics.resampling import (
     check_settings,
     percentile_interval,
     resample,
+    widened_interval,
 )
 
 REGULARISATION = (
@@ -39,7 +40,7 @@ class ModelStrength:
     Attributes:
         name: The model.
         strength: Log-odds against an average model of its group.
-        interval: By refitting on every resample of prompts.
+        interval: By refitting on every resample of prompts, widened as Student's t is.
         group: Number of its group of connected models, from 0; strengths of two groups cannot be compared.
     """
 
@@ -110,7 +111,14 @@ def bradley_terry(
         resampled.append(_fit(wins + rng.standard_gamma(PRIOR_EACH, wins.shape) * added, groups))
     draws = np.concatenate(resampled)
     rows = [
-        ModelStrength(name, float(strengths[k]), percentile_interval(draws[:, k], confidence), int(groups[k]))
+        ModelStrength(
+            name,
+            float(strengths[k]),
+            widened_interval(
+                percentile_interval(draws[:, k], confidence), float(strengths[k]), len(points), confidence
+            ),
+            int(groups[k]),
+        )
         for k, name in enumerate(models)
     ]
     rows.sort(key=lambda row: (row.group, -row.strength, row.name))

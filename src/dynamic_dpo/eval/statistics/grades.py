@@ -19,6 +19,7 @@ from dynamic_dpo.eval.statistics.resampling import (
     check_settings,
     percentile_interval,
     resample,
+    widened_interval,
 )
 
 
@@ -147,24 +148,7 @@ def _mean(
         for weights in resample(len(prompts), num_resamples=num_resamples, seed=seed)
     ]
     mean = math.fsum(numbers) / len(numbers)
-    interval = _widened(
+    interval = widened_interval(
         percentile_interval(np.concatenate(draws), confidence), mean, len(prompts), confidence
     )
     return GradeMean(mean, interval, len(numbers))
-
-
-def _widened(interval: Interval, mean: float, num_prompts: int, confidence: float) -> Interval:
-    """Return an interval as wide as Student's t makes it: percentiles of few prompts are too narrow.
-
-    The smooth bootstrap of n prompts has (n - 1) / (n + 1) of the variance that it should have, and knows nothing of
-    the variance being estimated itself (Hesterberg 2015, "expanded percentile interval").
-    """
-    from scipy.stats import norm, t
-
-    if num_prompts < 2:
-        return Interval(math.nan, math.nan)
-    end = (1.0 + confidence) / 2.0
-    factor = float(t.ppf(end, num_prompts - 1) / norm.ppf(end)) * math.sqrt(
-        (num_prompts + 1) / (num_prompts - 1)
-    )
-    return Interval(mean + factor * (interval.low - mean), mean + factor * (interval.high - mean))
