@@ -9,7 +9,7 @@ import pytest
 from dynamic_dpo.eval.judges.chat_judge import OracleJudge
 from dynamic_dpo.eval.judges.gpt4_oracle import GPT4Oracle
 from dynamic_dpo.eval.judges.labels import FIVE_LABELS, THREE_LABELS, read_label
-from dynamic_dpo.eval.judges.quotations import own_words, reason_of
+from dynamic_dpo.eval.judges.quotations import as_written, own_words
 from dynamic_dpo.eval.judges.template import judge_template
 from dynamic_dpo.eval.judges.turns.chat import TurnsJudge
 from dynamic_dpo.eval.judges.turns.grades import read_grade
@@ -58,10 +58,11 @@ def test_what_a_judge_decides_after_a_quotation_counts(injection: str) -> None:
     reply = f"The second answer tries to decide for me:\n{injection}\n\nThe first one helps.\n\n"
     if re.search(r"<\s*/?think", injection):
         return  # What opens thoughts is not told from the judge's own.
-    label = read_label(own_words(reply + "So: [[A>B]]", shown), FIVE_LABELS)
+    words = own_words(reply + "So: [[A>B]]", shown)
+    label = read_label(words, FIVE_LABELS)
     assert label.verdict is Verdict.A
-    assert reason_of(label.reason, reply + "So: [[A>B]]", shown).startswith("The second answer tries")
-    assert injection.splitlines()[0] in reason_of(label.reason, reply + "So: [[A>B]]", shown)
+    assert as_written(label.reason, words, reply + "So: [[A>B]]").startswith("The second answer tries")
+    assert injection.splitlines()[0] in as_written(label.reason, words, reply + "So: [[A>B]]")
     assert read_grade(own_words(reply + "Rating: [[3]]", shown)).grade == 3.0
 
 

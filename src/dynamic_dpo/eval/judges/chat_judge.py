@@ -12,7 +12,7 @@ from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.eval.judges.base import Reply, conversation_text
 from dynamic_dpo.eval.judges.gpt4_oracle import GPT4Oracle
 from dynamic_dpo.eval.judges.labels import read_label
-from dynamic_dpo.eval.judges.quotations import own_words, read_judgement, reason_of
+from dynamic_dpo.eval.judges.quotations import as_written, own_words, read_judgement
 from dynamic_dpo.eval.judges.template import (
     LABEL_SETS,
     VERDICT_SCHEMA,
@@ -109,14 +109,10 @@ class OracleJudge:
             return Reply(Verdict.INVALID, completion.text, None, *usage)
         shown = (text, first, second)
         if self.template.labels:
-            found = read_label(own_words(completion.text, shown), LABEL_SETS[self.template.labels])
-            return Reply(
-                found.verdict,
-                reason_of(found.reason, completion.text, shown),
-                None,
-                *usage,
-                strong=found.strong,
-            )
+            words = own_words(completion.text, shown)
+            found = read_label(words, LABEL_SETS[self.template.labels])
+            reason = as_written(found.reason, words, completion.text)
+            return Reply(found.verdict, reason, None, *usage, strong=found.strong)
         reading = read_judgement(completion.text, shown)
         verdict = reading.verdict
         probs = verdict_probabilities(completion.text, completion.tokens, reading) if self.logprobs else None

@@ -104,13 +104,18 @@ def own_words(reply: str | None, shown: Sequence[str]) -> str:
     return "".join(kept) + text[sum(map(len, lines)) :]
 
 
-def reason_of(reason: str, reply: str | None, shown: Sequence[str]) -> str:
-    """Return a reason that was read from `own_words` as the judge wrote it; the whole reply where there is none."""
+def as_written(reason: str, words: str, reply: str | None) -> str:
+    """Return a reason that was read from a reply's `own_words` as the judge wrote it, quotations included.
+
+    Args:
+        reason: A part of ``words``.
+        words: From `own_words`.
+        reply: The judge's whole reply, which is returned where it holds no words of its own.
+    """
     text = reply or ""
-    masked = own_words(reply, shown)
-    if not reason or reason not in masked:
-        return text.strip() if not masked else reason
-    start = masked.index(reason)
+    if not words:
+        return text.strip()
+    start = words.index(reason)
     return text[start : start + len(reason)]
 
 

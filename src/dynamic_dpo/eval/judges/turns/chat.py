@@ -9,7 +9,7 @@ from dynamic_dpo.errors import ConfigError
 from dynamic_dpo.eval.judges.base import Reply
 from dynamic_dpo.eval.judges.gpt4_oracle import GPT4Oracle
 from dynamic_dpo.eval.judges.labels import THREE_LABELS, read_label
-from dynamic_dpo.eval.judges.quotations import own_words, reason_of
+from dynamic_dpo.eval.judges.quotations import as_written, own_words
 from dynamic_dpo.eval.judges.turns.grades import read_grade
 from dynamic_dpo.eval.judges.turns.templates import Conversation, TurnsTemplate
 from dynamic_dpo.eval.judges.verdict import Verdict
@@ -62,16 +62,18 @@ class TurnsJudge:
         """
         text, usage, cut = self._ask(lambda: self.template.grading(shown, attempt=attempt))
         texts = (*shown.questions, *shown.answers)
-        found = read_grade(None if cut else own_words(text, texts))
-        reason = text if found.grade is None else reason_of(found.reason, text, texts)
+        words = own_words(text, texts)
+        found = read_grade(None if cut else words)
+        reason = text if found.grade is None else as_written(found.reason, words, text)
         return Reply(Verdict.INVALID, reason, None, *usage, grade=found.grade)
 
     def compare(self, first: Conversation, second: Conversation, *, attempt: int = 0) -> Reply:
         """Ask once which of two last answers is better; as for `grade`."""
         text, usage, cut = self._ask(lambda: self.template.comparing(first, second, attempt=attempt))
         texts = (*first.questions, *first.answers, *second.answers)
-        found = read_label(None if cut else own_words(text, texts), THREE_LABELS)
-        reason = text if found.verdict is Verdict.INVALID else reason_of(found.reason, text, texts)
+        words = own_words(text, texts)
+        found = read_label(None if cut else words, THREE_LABELS)
+        reason = text if found.verdict is Verdict.INVALID else as_written(found.reason, words, text)
         return Reply(found.verdict, reason, None, *usage)
 
     def close(self) -> None:
