@@ -17,7 +17,7 @@ FOLDER = ROOT / "runs" / "sentiment"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the experiment as the command line says."""
     parser = argparse.ArgumentParser(prog="python -m experiments.sentiment", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a version of under three minutes")
+    parser.add_argument("--quick", action="store_true", help="a small version, to see it work")
     parser.add_argument("--out", type=Path, help="file of results to go on with; default: the published one")
     parser.add_argument("--folder", type=Path, default=FOLDER, help=f"for pairs and runs; default {FOLDER}")
     parser.add_argument(

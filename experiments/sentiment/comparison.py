@@ -34,6 +34,8 @@ class Plan:
 
     def tuning(self) -> list[Cell]:
         """Return the cells that the learning rate is chosen by: DPO at the given beta, on a seed of its own."""
+        if len(self.rates) == 1:
+            return []
         return [Cell(_GIVEN, self.task, self.stages[0][0], TUNING_SEED, rate) for rate in self.rates]
 
     def starts(self) -> list[Cell]:
@@ -53,15 +55,16 @@ def whole_plan() -> Plan:
     first = (_GIVEN, *AFTER_TRAINING)
     constant = tuple(arm for arm in ARMS if arm.name == "DPO, constant rate")
     others = tuple(arm for arm in ARMS if arm not in first)
-    return Plan(((MANY, first), (FEW, (*first, *constant)), (MANY, others), (FLIPPED, ARMS)))
+    # The arms that take plain DPO's run stand behind it, so that it is not made again for them.
+    return Plan(((MANY, first), (FEW, (*first, *constant)), (MANY, others), (FLIPPED, (*first, *others))))
 
 
 def quick_plan() -> Plan:
-    """Return a version of under three minutes: one seed, one rate, four arms, few pairs and prompts."""
+    """Return a version of minutes, to see it work: one seed, one rate, four arms, few pairs and prompts."""
     arms = tuple(arm for arm in ARMS if arm.name in (GIVEN, "DPO, beta 0.01", "DPO, strength", "risk, paper"))
-    task = Task(num_asked=80, num_answers=4, num_held_out=6, num_prompts=24, num_samples=1)
+    task = Task(num_asked=40, num_answers=4, num_held_out=3, num_prompts=16, num_samples=1)
     return Plan(
-        ((Condition("48 pairs, one epoch", 48, 1), arms),), task, seeds=(0,), rates=LEARNING_RATES[1:2]
+        ((Condition("32 pairs, one epoch", 32, 1), arms),), task, seeds=(0,), rates=LEARNING_RATES[1:2]
     )
 
 
@@ -104,7 +107,8 @@ def run(plan: Plan, record: Record, folder: Path, on_cell: Callable[[str], None]
         on_cell(cell.title)
         return found
 
-    rate = best_rate({cell.learning_rate: line(cell) for cell in plan.tuning()})
+    tuning = {cell.learning_rate: line(cell) for cell in plan.tuning()}
+    rate = best_rate(tuning) if tuning else plan.rates[0]
     for cell in (*plan.starts(), *plan.cells(rate)):
         line(cell)
 
@@ -116,7 +120,8 @@ def results_of(plan: Plan, record: Record) -> Results:
     lines: dict[str, dict[str, list[dict[str, Any]]]] = {}
     if missing:
         return Results(lines, None, missing)
-    rate = best_rate({one: line for one, line in tuning.items() if line is not None})
+    found = {one: line for one, line in tuning.items() if line is not None}
+    rate = best_rate(found) if found else plan.rates[0]
     starts = [record.lines.get(cell.key) for cell in plan.starts()]
     missing += [cell.title for cell in plan.starts() if cell.key not in record.lines]
     for cell in plan.cells(rate):

@@ -142,7 +142,9 @@ def test_a_key_hangs_on_all_that_decides_a_result() -> None:
 def test_every_cell_of_the_plans_is_one_of_its_own() -> None:
     for plan, number in ((whole_plan(), 3 * (14 + 4 + 14)), (quick_plan(), 4)):
         cells = [*plan.tuning(), *plan.starts(), *plan.cells(1e-5)]
-        assert len({cell.key for cell in cells}) == len(cells) == number + len(plan.rates) + len(plan.seeds)
+        assert (
+            len({cell.key for cell in cells}) == len(cells) == number + len(plan.tuning()) + len(plan.seeds)
+        )
         assert len({cell.title for cell in cells}) == len(cells)
 
 
@@ -231,7 +233,7 @@ def tiny_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
         model, "helpers_loops:early_words", num_asked=100, num_held_out=4, num_prompts=3, num_samples=2
     )
     arms = (Arm("DPO", dpo(0.1)), *(replace(arm, settings=dict(arm.settings)) for arm in AFTER_TRAINING))
-    return Plan(((TINY, arms),), task, seeds=(0,), rates=(1e-3,))
+    return Plan(((TINY, arms),), task, seeds=(0,), rates=(1e-3, 2e-3))
 
 
 def test_runs_are_measured_kept_and_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,11 +246,11 @@ def test_runs_are_measured_kept_and_not_made_again(tmp_path: Path, monkeypatch: 
             monkeypatch.setitem(arm.settings, "dpo_training.eval_steps", 1)  # type: ignore[arg-type]
     path, done = tmp_path / "results.jsonl", []
     before = results_of(plan, Record(path))
-    assert (before.lines, before.rate, len(before.missing)) == ({}, None, 1)
+    assert (before.lines, before.rate, len(before.missing)) == ({}, None, 2)
     trainings, train = [], Cell.train
     monkeypatch.setattr(Cell, "train", lambda self, *a: trainings.append(self.name) or train(self, *a))
     run(plan, Record(path), tmp_path / "work", done.append)
-    assert len(done) == 5
+    assert len(done) == 6
     text = path.read_text(encoding="utf-8")
     monkeypatch.setattr(Cell, "compute", lambda self, folder: pytest.fail("made again"))
     run(plan, Record(path), tmp_path / "work", done.append)
@@ -269,4 +271,4 @@ def test_runs_are_measured_kept_and_not_made_again(tmp_path: Path, monkeypatch: 
     assert 0 <= weaker["strength"] <= 2
     assert weaker["held_out_loss"] <= trained["held_out_loss"] + 1e-4
     # Strengths are of plain DPO's own run; it was not trained again for them.
-    assert trainings == ["DPO", "DPO", "DPO, keep_best"]
+    assert trainings == ["DPO", "DPO", "DPO", "DPO, keep_best"]
