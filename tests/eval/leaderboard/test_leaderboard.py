@@ -234,6 +234,15 @@ def test_what_is_no_report_is_named(tmp_path: Path, content: str, message: str) 
         read_results(path)
 
 
+def test_an_evaluation_that_would_leave_no_line_is_named(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "one", "new", 6)
+    numbers = json.loads((folder / "results.json").read_text())
+    # Every two models were compared, and none with a baseline.
+    (folder / "results.json").write_text(json.dumps(numbers | {"baseline": None}))
+    with pytest.raises(DataError, match=r"says nothing of a model against a baseline \(baseline: None\)"):
+        read_results(folder)
+
+
 def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["leaderboard", str(tmp_path / "nowhere"), "--out", str(tmp_path / "o")]) == 2
     assert "neither a folder nor a file" in capsys.readouterr().err

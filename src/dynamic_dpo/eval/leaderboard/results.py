@@ -81,7 +81,7 @@ def read_results(place: str | Path) -> list[ModelResult]:
         place: The evaluation's folder, or the file of its numbers.
 
     Raises:
-        DataError: If there is no such file, or it holds no numbers of a report.
+        DataError: If there is no such file, it holds no numbers of a report, or none that a table could show.
     """
     path = Path(place)
     if path.is_dir():
@@ -106,9 +106,15 @@ def read_results(place: str | Path) -> list[ModelResult]:
         )
     try:
         read = _results if "pairs" in numbers else _grades
-        return list(read(numbers, path.parent.name if path.name in _FILES else path.stem))
+        results = list(read(numbers, path.parent.name if path.name in _FILES else path.stem))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is damaged: {type(error).__name__} {error}") from None
+    if not results:
+        raise DataError(
+            f"{path} says nothing of a model against a baseline (baseline: {numbers.get('baseline')!r}): name one in "
+            "the evaluation's file and write its report again, or leave this evaluation out"
+        )
+    return results
 
 
 def _results(numbers: Mapping[str, Any], evaluation: str) -> Iterator[ModelResult]:
